@@ -1,0 +1,1 @@
+"""Training: state, step, strategies over devices, checkpoints and the loop that joins them."""

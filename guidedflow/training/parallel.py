@@ -1,0 +1,148 @@
+"""Strategies over devices: each places state and batch, and compiles the same step function."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+from guidedflow.training.step import StepFn
+
+# Leaves smaller than this stay whole: sharding a bias costs a message and saves nothing.
+SMALLEST_SHARDED = 1024
+
+
+class Strategy(Protocol):
+    """How one step runs on many devices."""
+
+    axis_name: str | None
+
+    def shardings(self, state: PyTree) -> PyTree:
+        """Where each leaf of a (concrete or abstract) state lives."""
+
+    def place_batch(self, batch: PyTree) -> PyTree:
+        """Put this process's part of a batch, numpy `b ...`, onto its devices."""
+
+    def compile(self, step: StepFn, state: PyTree) -> Callable[..., Any]:
+        """Jit `step` for a state of this structure; the state passed in is donated."""
+
+
+def _devices(mesh: Mesh) -> int:
+    return int(mesh.devices.size)
+
+
+def _check_divides(batch: PyTree, local: int, total: int) -> None:
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size % local:
+        raise ValueError(
+            f"a batch of {size} examples in this process does not divide over its {local} "
+            f"devices ({total} in all); choose a batch that is a multiple of {total}"
+        )
+
+
+def make_mesh(data: int, fsdp: int) -> Mesh:
+    """Return a mesh of all devices with axes `data` and `fsdp`; 0 for one of them fits it.
+
+    Raises:
+      ValueError: data × fsdp is not the number of devices.
+    """
+    count = jax.device_count()
+    if data < 0 or fsdp < 0 or (data == 0 and fsdp == 0):
+        raise ValueError(f"a mesh needs sizes of at least 1, at most one of them 0: {data}×{fsdp}")
+    data = data or count // fsdp
+    fsdp = fsdp or count // data
+    if data * fsdp != count:
+        raise ValueError(f"a mesh of data={data} × fsdp={fsdp} does not fit {count} devices")
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def fsdp_spec(shape: tuple[int, ...], parts: int) -> P:
+    """Shard the largest axis that `parts` divides; small or indivisible leaves stay whole."""
+    divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or not divisible or np.prod(shape) < SMALLEST_SHARDED:
+        return P()
+    largest = max(divisible, key=lambda axis: shape[axis])
+    return P(*(("fsdp" if axis == largest else None) for axis in range(len(shape))))
+
+
+@dataclass(frozen=True)
+class Pmap:
+    """`jax.pmap` over all devices: replicated state, gradients averaged by `lax.pmean`.
+
+    State passes through unmapped (`in_axes=None`), so it has no device axis and its checkpoint is
+    that of any other strategy.
+    """
+
+    mesh: Mesh = field(default_factory=lambda: make_mesh(0, 1))
+    axis_name: str = "batch"
+
+    def shardings(self, state: PyTree) -> PyTree:
+        return jax.tree.map(lambda _: NamedSharding(self.mesh, P()), state)
+
+    def place_batch(self, batch: PyTree) -> PyTree:
+        local = jax.local_device_count()
+        _check_divides(batch, local, _devices(self.mesh))
+        mesh = Mesh(np.array(jax.local_devices()), ("batch",), axis_types=(AxisType.Auto,))
+        sharding = NamedSharding(mesh, P("batch"))
+        split = jax.tree.map(lambda leaf: leaf.reshape(local, -1, *leaf.shape[1:]), batch)
+        return jax.device_put(split, sharding)
+
+    def compile(self, step: StepFn, state: PyTree) -> Callable[..., Any]:
+        return jax.pmap(
+            step,
+            axis_name=self.axis_name,
+            in_axes=(None, 0, None),
+            out_axes=(None, None),
+            donate_argnums=0,
+        )
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """`jax.jit` over a `data × fsdp` mesh: the batch on both axes, the state on `fsdp`.
+
+    fsdp = 1 is plain data parallel with the state replicated; data = 1 shards all of it.
+    """
+
+    mesh: Mesh
+    axis_name: None = None
+
+    def shardings(self, state: PyTree) -> PyTree:
+        parts = self.mesh.shape["fsdp"]
+        return jax.tree.map(
+            lambda leaf: NamedSharding(self.mesh, fsdp_spec(leaf.shape, parts)), state
+        )
+
+    def place_batch(self, batch: PyTree) -> PyTree:
+        _check_divides(batch, jax.local_device_count(), _devices(self.mesh))
+        sharding = NamedSharding(self.mesh, P(("data", "fsdp")))
+        if jax.process_count() == 1:
+            return jax.device_put(batch, sharding)
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch
+        )
+
+    def compile(self, step: StepFn, state: PyTree) -> Callable[..., Any]:
+        whole = NamedSharding(self.mesh, P())
+        places = self.shardings(state)
+        batches = NamedSharding(self.mesh, P(("data", "fsdp")))
+        return jax.jit(
+            step,
+            in_shardings=(places, batches, whole),
+            out_shardings=(places, whole),
+            donate_argnums=0,
+        )
+
+
+def data() -> Sharded:
+    """Replicated data parallel over all devices."""
+    return Sharded(make_mesh(0, 1))
+
+
+def fsdp() -> Sharded:
+    """Parameters, average and optimiser state sharded over all devices."""
+    return Sharded(make_mesh(1, 0))

@@ -1,0 +1,132 @@
+"""One training step: a pure function `(state, batch, key) -> (state, metrics)`."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Key, PyTree
+
+from guidedflow.training.state import TrainState
+
+Batch = PyTree  # arrays "b ...", among them "index": the examples' places in the global batch
+Metrics = dict[str, Array]
+LossFn = Callable[[PyTree, Batch, Key[Array, ""]], Float[Array, "b"]]
+StepFn = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
+Schedule = Callable[[Array], Array]
+
+
+def ema_schedule(decay: float, warm_up: bool = True) -> Schedule:
+    """Decay of the parameters' moving average at a step.
+
+    d(n) = min(decay, (1 + n) / (10 + n)) with warm-up, so that a short run forgets its start;
+    d(n) = decay without.
+
+    Args:
+      decay: in [0, 1); 0 keeps the newest parameters.
+      warm_up: whether the decay grows with the step.
+    Raises:
+      ValueError: decay is outside [0, 1).
+    """
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"ema decay must lie in [0, 1), got {decay}")
+
+    def schedule(step: Array) -> Array:
+        return jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warm_up else jnp.float32(decay)
+
+    return schedule
+
+
+def _split(batch: Batch, parts: int) -> Batch:
+    """Cut the leading axis into `parts` micro-batches."""
+
+    def cut(leaf: Array) -> Array:
+        if leaf.shape[0] % parts:
+            raise ValueError(
+                f"a batch of {leaf.shape[0]} examples a device does not divide into "
+                f"{parts} accumulation steps"
+            )
+        # Strided, so that each micro-batch stays spread over all devices of a sharded batch.
+        return jnp.swapaxes(leaf.reshape(-1, parts, *leaf.shape[1:]), 0, 1)
+
+    return jax.tree.map(cut, batch)
+
+
+def _gradient(loss_fn: LossFn, params: PyTree, batch: Batch, key: Array, parts: int):
+    """Mean loss and its gradient, the batch taken in `parts` pieces one after another."""
+
+    def mean_loss(params: PyTree, piece: Batch) -> Array:
+        return jnp.mean(loss_fn(params, piece, key))
+
+    value_and_grad = jax.value_and_grad(mean_loss)
+    if parts == 1:
+        return value_and_grad(params, batch)
+
+    def accumulate(total, piece):
+        return jax.tree.map(jnp.add, total, value_and_grad(params, piece)), None
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    total, _ = lax.scan(accumulate, zero, _split(batch, parts))
+    return jax.tree.map(lambda leaf: leaf / parts, total)
+
+
+def make_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: Schedule,
+    learning_rate: Schedule,
+    accumulate: int = 1,
+    axis_name: str | None = None,
+) -> StepFn:
+    """Build the training step.
+
+    params <- params + optimizer(mean gradient),   ema <- d ema + (1 - d) params.
+    A loss or gradient that is not finite leaves params, ema and optimiser state as they were and
+    only the step is counted, so a poisoned update never reaches a checkpoint; whether the run goes
+    on is the loop's affair. Randomness is fold_in(key, step), so a step depends on nothing but the
+    state, the batch and the run's key.
+
+    Args:
+      loss_fn: (params, batch, key) to one loss per example; draws for example i must depend on
+        the key and `batch["index"]` alone, then the number of devices changes nothing.
+      optimizer: optax transformation.
+      ema_decay: step to decay d in [0, 1).
+      learning_rate: step to learning rate, for the metrics only.
+      accumulate: micro-batches a step; memory goes down with it, the result stays.
+      axis_name: name of the mapped axis to average over, under `pmap` only.
+    Returns:
+      the step; its metrics are float32 scalars `loss`, `grad_norm`, `param_norm`,
+      `learning_rate` and `finite` (1 or 0).
+    Raises:
+      ValueError: accumulate is not positive.
+    """
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    average = partial(lax.pmean, axis_name=axis_name) if axis_name else lambda tree: tree
+
+    def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(key, state.step)
+        loss, grads = average(_gradient(loss_fn, state.params, batch, step_key, accumulate))
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = ema_decay(state.step)
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+        old = (state.params, state.ema, state.opt_state)
+        kept = jax.tree.map(partial(jnp.where, finite), (params, ema, opt_state), old)
+
+        metrics = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "param_norm": optax.tree.norm(kept[0]),
+            "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
+            "finite": finite.astype(jnp.float32),
+        }
+        return TrainState(state.step + 1, *kept), metrics
+
+    return step

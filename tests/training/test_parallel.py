@@ -1,0 +1,142 @@
+"""Every strategy computes what one device computes, and `fsdp` holds its share of the bytes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from guidedflow.training import parallel
+from guidedflow.training.state import TrainState, create, fingerprint, state_bytes, structure
+from guidedflow.training.step import ema_schedule, make_step
+
+BATCH = 16
+
+
+def loss_fn(params, batch, key):
+    """Regression on noised inputs; the noise of example i depends on its index alone."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+    noise = jax.vmap(lambda k: jax.random.normal(k, (8,)))(keys)
+    hidden = jnp.tanh((batch["x"] + 0.1 * noise) @ params["first"] + params["bias"][None])
+    return jnp.mean((hidden @ params["second"] - batch["y"]) ** 2, axis=-1)
+
+
+def initial():
+    a, b = jax.random.split(jax.random.key(1))
+    return {
+        "first": jax.random.normal(a, (8, 256)) / 3,
+        "bias": jnp.zeros(256),
+        "second": jax.random.normal(b, (256, 8)) / 16,
+    }
+
+
+def batch_at(step):
+    random = np.random.default_rng(step)
+    x = random.normal(size=(BATCH, 8)).astype(np.float32)
+    return {"x": x, "y": np.sin(x), "index": np.arange(BATCH, dtype=np.int32)}
+
+
+def train(strategy, steps=20, accumulate=1, learning_rate=1e-2):
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(learning_rate))
+    step = make_step(
+        loss_fn,
+        optimizer,
+        ema_decay=ema_schedule(0.99),
+        learning_rate=lambda _: learning_rate,
+        accumulate=accumulate,
+        axis_name=getattr(strategy, "axis_name", None),
+    )
+    state = create(initial(), optimizer)
+    if strategy is None:
+        compiled, place = jax.jit(step), lambda batch: batch
+    else:
+        state = jax.device_put(state, strategy.shardings(state))
+        compiled, place = strategy.compile(step, state), strategy.place_batch
+    losses = []
+    for i in range(steps):
+        state, metrics = compiled(state, place(batch_at(i)), jax.random.key(0))
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return train(None)
+
+
+STRATEGIES = {
+    "pmap": parallel.Pmap,
+    "data": parallel.data,
+    "fsdp": parallel.fsdp,
+    "data x fsdp": lambda: parallel.Sharded(parallel.make_mesh(2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_twenty_steps_equal_one_device(name, alone):
+    state, losses = train(STRATEGIES[name]())
+    np.testing.assert_allclose(losses, alone[1], rtol=1e-5)
+    close = lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-6)  # noqa: E731
+    jax.tree.map(close, jax.device_get(state), jax.device_get(alone[0]))
+
+
+@pytest.mark.parametrize("name", ["pmap", "fsdp"])
+def test_accumulated_steps_equal_whole_batches(name, alone):
+    _, losses = train(STRATEGIES[name](), steps=5, accumulate=2)
+    np.testing.assert_allclose(losses, alone[1][:5], rtol=1e-5)
+
+
+def test_fsdp_holds_its_share_of_bytes(alone):
+    strategy = parallel.fsdp()
+    state = jax.device_put(alone[0], strategy.shardings(alone[0]))
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    for device in jax.devices():
+        assert state_bytes(state, device) <= total * (1 / 4 + 0.05)
+    replicated = jax.device_put(alone[0], parallel.data().shardings(alone[0]))
+    assert state_bytes(replicated, jax.devices()[0]) == total
+
+
+def test_fsdp_shards_the_largest_divisible_axis():
+    assert parallel.fsdp_spec((64, 128), 4) == jax.P(None, "fsdp")
+    assert parallel.fsdp_spec((64, 129), 4) == jax.P("fsdp", None)
+    assert parallel.fsdp_spec((63, 129), 4) == jax.P()
+    assert parallel.fsdp_spec((8,), 4) == jax.P()
+
+
+def test_fingerprint_does_not_depend_on_sharding_and_sees_one_bit(alone):
+    state = alone[0]
+    sharded = jax.device_put(state, parallel.fsdp().shardings(state))
+    assert fingerprint(sharded) == fingerprint(state)
+    host = jax.device_get(state)
+    for name in ("params", "ema"):
+        flipped = getattr(host, name)["first"].copy()
+        flipped.view(np.uint32)[3, 5] ^= 1
+        tree = {**getattr(host, name), "first": flipped}
+        changed = fingerprint(host._replace(**{name: tree}))
+        assert [k for k, v in fingerprint(state).items() if changed[k] != v] == [f"{name}/first"]
+
+
+def test_fingerprint_sees_exchanged_values():
+    array = jnp.arange(12.0).reshape(3, 4)
+    assert fingerprint({"a": array}) != fingerprint({"a": array[::-1]})
+    assert fingerprint({"a": array}) != fingerprint({"a": array.T})
+    half = array.astype(jnp.bfloat16)
+    assert fingerprint({"a": half}) != fingerprint({"a": half[:, ::-1]})
+
+
+def test_structure_names_each_leaf_with_type_and_shape():
+    state = TrainState(jnp.zeros((), jnp.int32), {"w": jnp.zeros((2, 3))}, (), ())
+    assert structure(state) == {"step": "int32[]", "params/w": "float32[2,3]"}
+
+
+def test_a_mesh_must_fit_the_devices():
+    with pytest.raises(ValueError, match=r"data=3 × fsdp=2 does not fit 4 devices"):
+        parallel.make_mesh(3, 2)
+    with pytest.raises(ValueError, match="at most one of them 0"):
+        parallel.make_mesh(0, 0)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_batch_must_divide_over_the_devices(name):
+    with pytest.raises(ValueError, match="multiple of 4"):
+        STRATEGIES[name]().place_batch({"x": np.zeros((6, 2), np.float32)})
