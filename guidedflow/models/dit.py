@@ -1,0 +1,250 @@
+"""Diffusion transformer with AdaLN-Zero blocks.
+
+Peebles & Xie 2023, "Scalable Diffusion Models with Transformers".  Parameter names and layouts are
+those of the public DiT and SiT checkpoints, with `kernel` for a transposed `weight`.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from guidedflow.models.attention import attention, pick
+from guidedflow.models.conditioning import check_input, embed_condition
+from guidedflow.models.embeddings import grid_positions
+from guidedflow.models.layers import MLP, Dense, modulate, normalize, patchify, unpatchify
+from guidedflow.models.perturbations import blur_tokens, check_perturbation
+from guidedflow.models.stacking import check_remat, rematerialized, run_stack
+
+_ZEROS = nn.initializers.zeros_init()
+
+
+class Attention(nn.Module):
+    """Self-attention over the tokens; the packed projection's features are (q k v), head, d.
+
+    Attributes:
+      heads: number of heads.
+      backend: see `attention`.
+      perturbation: "none"; "identity_attention", each token attends to itself; "blur" of queries.
+      grid, blur_sigma: of the blur.
+      dtype: compute dtype.
+    """
+
+    heads: int
+    backend: str
+    perturbation: str
+    grid: tuple[int, int]
+    blur_sigma: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], active: Array | None) -> Float[Array, "b n d"]:
+        packed = Dense(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x)
+        q, k, v = rearrange(packed, "b n (three h d) -> three b n h d", three=3, h=self.heads)
+
+        def plain() -> Array:
+            return attention(q, k, v, self.backend)
+
+        def perturbed() -> Array:
+            if self.perturbation == "identity_attention":
+                return v
+            return attention(blur_tokens(q, self.grid, self.blur_sigma), k, v, self.backend)
+
+        if self.perturbation not in ("identity_attention", "blur"):
+            mixed = plain()
+        elif active is None:
+            mixed = perturbed()
+        else:
+            mixed = jax.lax.cond(active, perturbed, plain)
+        merged = rearrange(mixed, "b n h d -> b n (h d)")
+        return Dense(x.shape[-1], dtype=self.dtype, name="proj")(merged)
+
+
+class Block(nn.Module):
+    """A transformer block whose normalisations and residuals are driven by the condition.
+
+    x ← x + gate₁·attention(modulate(normalize(x), shift₁, scale₁)), then the same with the MLP.
+    Gates start at zero, so that a new block is the identity.  Peebles & Xie 2023, figure 3.
+
+    Attributes: those of `Attention`, and `hidden`, the width inside the MLP.
+    """
+
+    heads: int
+    hidden: int
+    backend: str
+    perturbation: str
+    grid: tuple[int, int]
+    blur_sigma: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], c: Float[Array, "b d"], active: Array | None
+    ) -> Float[Array, "b n d"]:
+        modulation = Dense(
+            6 * x.shape[-1], kernel_init=_ZEROS, dtype=self.dtype, name="adaLN_modulation"
+        )
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation(nn.silu(c)), 6, axis=-1)
+        attend = Attention(
+            self.heads,
+            self.backend,
+            self.perturbation,
+            self.grid,
+            self.blur_sigma,
+            self.dtype,
+            name="attn",
+        )
+        inner = modulate(normalize(x), shift1, scale1).astype(self.dtype)
+        y = x + gate1[:, None, :] * attend(inner, active)
+        inner = modulate(normalize(y), shift2, scale2).astype(self.dtype)
+        y = y + gate2[:, None, :] * MLP(self.hidden, dtype=self.dtype, name="mlp")(inner)
+        if self.perturbation != "skip":
+            return y
+        return x if active is None else jnp.where(active, x, y)
+
+
+class FinalLayer(nn.Module):
+    """Adaptive normalisation and a product, both zero at first: a new network gives zero."""
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], c: Float[Array, "b d"]) -> Float[Array, "b n p"]:
+        modulation = Dense(
+            2 * x.shape[-1], kernel_init=_ZEROS, dtype=self.dtype, name="adaLN_modulation"
+        )
+        shift, scale = jnp.split(modulation(nn.silu(c)), 2, axis=-1)
+        inner = modulate(normalize(x), shift, scale).astype(self.dtype)
+        return Dense(self.features, kernel_init=_ZEROS, dtype=self.dtype, name="linear")(inner)
+
+
+class DiT(nn.Module):
+    """Diffusion transformer: `network.apply({"params": p}, x, t, cond)` is a velocity field.
+
+    Parameters are float32; products run in `dtype`; softmax and the statistics of normalisation
+    are float32; the result has the dtype of `x`.  Labels are never dropped inside: the caller
+    passes the null class, index `num_classes`.
+
+    Attributes:
+      image_size: (height, width) in pixels, or one number for a square.
+      channels: of the image.
+      patch: side of a patch; divides both sides of the image.
+      width: of a token; divisible by `heads` and by 4.
+      depth: number of blocks.
+      heads: attention heads.
+      mlp_ratio: width inside the MLP over `width`.
+      num_classes: classes without the null class; None or 0 for an unconditional network, which
+        does not look at `cond`.
+      double_channels: give twice as many channels, the second half for a learned variance.
+      scalars: names of further numbers that the network takes, as ("scale",) for a student of
+        guidance distillation or ("beta",) for guidance-free training; `cond` is then a mapping
+        {"label": (b,), "scale": (b,)}.  A number starts out counting for nothing.
+      time_scale: multiplies the time, and further numbers, before the sinusoids.  Their
+        frequencies, 1 down to 1/10000, were made for steps 0 … 999; an unscaled t in [0, 1] moves
+        even the fastest by one radian, and nearby times look alike.  1000 here; SiT has 1.
+      dtype: compute dtype; bfloat16 on accelerators, float32 on CPU, where it is faster.
+      attention: backend, see `attention.attention`.
+      scan_layers: compile one block and scan it; see `stacking.stack_blocks` for the parameters.
+      remat: what the backward pass keeps, see `stacking.check_remat`.
+      perturb_blocks: indices in [0, depth) of the blocks that `perturbation` is done to.
+      perturbation: "none", "identity_attention", "skip" (the block is left out) or "blur".
+      blur_sigma: width of the blur of queries in tokens; infinity gives every query the mean.
+    Raises:
+      ValueError: at construction, for fields that contradict one another; when called, for inputs
+        of another shape or dtype.
+    """
+
+    image_size: int | tuple[int, int]
+    channels: int
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    num_classes: int | None = None
+    double_channels: bool = False
+    scalars: tuple[str, ...] = ()
+    time_scale: float = 1000.0
+    dtype: Any = jnp.float32
+    attention: str = "auto"
+    scan_layers: bool = False
+    remat: str = "none"
+    perturb_blocks: tuple[int, ...] = ()
+    perturbation: str = "none"
+    blur_sigma: float = math.inf
+
+    def __post_init__(self) -> None:
+        height, width = self.size
+        if self.patch < 1 or height % self.patch or width % self.patch:
+            raise ValueError(f"patch: {self.patch} does not divide the image {height}×{width}")
+        if self.heads < 1 or self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide the width {self.width}")
+        if self.width % 4:
+            raise ValueError(f"width: expected a multiple of 4, got {self.width}")
+        pick(self.attention, self.dtype)
+        check_remat(self.remat)
+        check_perturbation(self.perturbation, self.perturb_blocks, self.depth, self.blur_sigma)
+        super().__post_init__()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        height, width = self.image_size
+        return height, width
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches in a column, patches in a row."""
+        return self.size[0] // self.patch, self.size[1] // self.patch
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], t: Float[Array, " b"], cond: Any = None
+    ) -> Float[Array, "b h w c_out"]:
+        """Return the velocity at `x` and `t`.
+
+        Args:
+          x: images, (b, *size, channels).
+          t: times in [0, 1], 0 noise, 1 data.
+          cond: integer labels in [0, num_classes], or a mapping, see `scalars`.
+        """
+        check_input(x, t, self.size, self.channels)
+        tokens = Dense(self.width, dtype=self.dtype, name="x_embedder")(patchify(x, self.patch))
+        positions = jnp.asarray(grid_positions(self.grid, self.width), self.dtype)
+        tokens += positions[None]
+        c = embed_condition(
+            t, cond, self.width, self.num_classes, self.scalars, self.time_scale, self.dtype
+        )
+        tokens = run_stack(
+            self._make_block,
+            tokens,
+            c,
+            depth=self.depth,
+            scan=self.scan_layers,
+            perturbed=self.perturb_blocks if self.perturbation != "none" else (),
+            perturbation=self.perturbation,
+        )
+        features = self.patch**2 * self.channels * (2 if self.double_channels else 1)
+        values = FinalLayer(features, self.dtype, name="final_layer")(tokens, c)
+        return unpatchify(values, self.patch, self.grid).astype(x.dtype)
+
+    def _make_block(self, name: str, perturbation: str) -> nn.Module:
+        block = rematerialized(Block, self.remat, self.scan_layers)
+        hidden = round(self.mlp_ratio * self.width)
+        return block(
+            self.heads,
+            hidden,
+            self.attention,
+            perturbation,
+            self.grid,
+            self.blur_sigma,
+            self.dtype,
+            name=name,
+        )

@@ -1,0 +1,50 @@
+"""Networks by name: the sizes of the DiT paper for 256-pixel latents, and small ones."""
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+
+from guidedflow.models.dit import DiT
+from guidedflow.registry import choose, nearest
+
+# Peebles & Xie 2023, table 1.
+_SIZES = {
+    "S": {"width": 384, "depth": 12, "heads": 6},
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "XL": {"width": 1152, "depth": 28, "heads": 16},
+}
+_LATENTS = {"image_size": 32, "channels": 4, "num_classes": 1000, "double_channels": True}
+_DIGITS = {"image_size": 8, "channels": 1, "num_classes": 10}
+
+PRESETS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    **{
+        f"DiT-{size}/{patch}": (DiT, {**_LATENTS, **fields, "patch": patch})
+        for size, fields in _SIZES.items()
+        for patch in (2, 4, 8)
+    },
+    "digits": (DiT, {**_DIGITS, "patch": 2, "width": 128, "depth": 4, "heads": 4}),
+    "digits-large": (DiT, {**_DIGITS, "patch": 1, "width": 192, "depth": 6, "heads": 6}),
+    "tiny": (DiT, {**_DIGITS, "patch": 4, "width": 16, "depth": 2, "heads": 2}),
+}
+
+
+def create(name: str, **overrides: Any) -> nn.Module:
+    """Return the network of that name, with some of its fields changed.
+
+    Args:
+      name: a key of `PRESETS`, as "DiT-XL/2", "digits" or "tiny".
+      overrides: fields of the network, as `image_size=(16, 8)` or `dtype=jnp.bfloat16`.
+    Raises:
+      ValueError: an unknown name or field (the message says the nearest), or fields that contradict
+        one another.
+    """
+    network, fields = choose("network preset", name, PRESETS)
+    own = [field.name for field in dataclasses.fields(network)]
+    known = [field for field in own if field not in ("parent", "name")]
+    for override in overrides:
+        if override not in known:
+            hint = nearest(override, known)
+            raise ValueError(f"unknown field {override!r} of {name}{hint}; known: {known}")
+    return network(**{**fields, **overrides})

@@ -1,0 +1,104 @@
+"""A stack of equal blocks, unrolled or scanned, and what its backward pass keeps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+
+from guidedflow.registry import choose
+
+# A policy says which values the forward pass keeps; the rest is computed again.
+_POLICIES: dict[str, Any] = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+REMAT = ("none", *_POLICIES)
+
+
+def check_remat(name: str) -> None:
+    """Refuse an unknown policy.
+
+    Raises:
+      ValueError: not one of "none" (keep everything), "full" (keep nothing inside a block), "dots"
+        (keep the products with parameters, compute attention again).
+    """
+    choose("remat policy", name, dict.fromkeys(REMAT))
+
+
+def run_stack(
+    make_block: Callable[..., nn.Module],
+    x: Array,
+    c: Array,
+    *,
+    depth: int,
+    scan: bool,
+    perturbed: tuple[int, ...],
+    perturbation: str,
+) -> Array:
+    """Run `depth` blocks one after another.
+
+    Call it inside a module's compact method.  Unrolled, the parameters are `blocks_0`, `blocks_1`,
+    …; scanned, they are one tree `blocks` with a leading axis of blocks, and one block is compiled.
+
+    Args:
+      make_block: (name, perturbation) -> a block; `block(x, c, active)` with `active` whether its
+        perturbation applies, None for always.
+      x, c: the tokens and the condition.
+      depth: number of blocks.
+      scan: whether to scan.
+      perturbed: indices of the blocks that are perturbed.
+      perturbation: what is done to them.
+    """
+    if not scan:
+        for index in range(depth):
+            kind = perturbation if index in perturbed else "none"
+            x = make_block(f"blocks_{index}", kind)(x, c, None)
+        return x
+    is_perturbed = jnp.array([index in perturbed for index in range(depth)])
+
+    def step(block: nn.Module, x: Array, c: Array, active: Array) -> tuple[Array, None]:
+        return block(x, c, active), None
+
+    scanned = nn.scan(
+        step,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, 0),
+        length=depth,
+    )
+    block = make_block("blocks", perturbation if perturbed else "none")
+    return scanned(block, x, c, is_perturbed)[0]
+
+
+def rematerialized(block: type[nn.Module], policy: str, scan: bool) -> type[nn.Module]:
+    """Return the block class whose backward pass computes again what the policy does not keep."""
+    if policy == "none":
+        return block
+    # A scan's body is a boundary already; the guard against common-subexpression elimination would
+    # only stop fusions in it.
+    return nn.remat(block, policy=_POLICIES[policy], prevent_cse=not scan)
+
+
+def stack_blocks(params: dict[str, Any], depth: int) -> dict[str, Any]:
+    """Turn parameters of an unrolled stack into those of a scanned one.
+
+    Args:
+      params: a network's parameters with entries `blocks_0` … `blocks_{depth − 1}`.
+      depth: number of blocks.
+    Returns:
+      The same tree with one entry `blocks`, leaves stacked on a new first axis.
+    """
+    blocks = [params[f"blocks_{index}"] for index in range(depth)]
+    rest = {name: value for name, value in params.items() if not name.startswith("blocks_")}
+    return rest | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+
+
+def unstack_blocks(params: dict[str, Any], depth: int) -> dict[str, Any]:
+    """Turn parameters of a scanned stack into those of an unrolled one; undoes `stack_blocks`."""
+    rest = {name: value for name, value in params.items() if name != "blocks"}
+    for index in range(depth):
+        rest[f"blocks_{index}"] = jax.tree.map(lambda leaf, i=index: leaf[i], params["blocks"])
+    return rest
