@@ -1,0 +1,19 @@
+"""Data sets as numbered examples, and batches of them as a function of (seed, step)."""
+
+from guidedflow.data.dataset import Batch, Dataset
+from guidedflow.data.pipeline import Batches, pipeline, random_flip
+from guidedflow.data.prefetch import Prefetch, prefetch
+from guidedflow.data.sources import default_data_dir, load, prepare
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "Dataset",
+    "Prefetch",
+    "default_data_dir",
+    "load",
+    "pipeline",
+    "prefetch",
+    "prepare",
+    "random_flip",
+]

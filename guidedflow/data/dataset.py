@@ -1,0 +1,143 @@
+"""What a data set is here: examples by index, in order, as NHWC images and integer labels."""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypedDict
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped, UInt64
+
+from guidedflow.data.draws import hash64
+
+Indices = Int[np.ndarray, "n"]
+Draws = UInt64[np.ndarray, "n"]
+Decode = Callable[[Shaped[np.ndarray, "n h w k"], Draws], Float[np.ndarray, "n h w c"]]
+
+
+class Batch(TypedDict):
+    """Images in [-1, 1] (or scaled latents), channels last, and their classes."""
+
+    image: Float[np.ndarray, "n h w c"]
+    label: Int[np.ndarray, "n"]
+
+
+class Source(Protocol):
+    """Random access to stored examples; safe to call from several threads at once."""
+
+    def __len__(self) -> int: ...
+
+    def gather(
+        self, indices: Indices
+    ) -> tuple[Shaped[np.ndarray, "n h w k"], Int[np.ndarray, "n"]]:
+        """Return the stored images and labels (int32) of these examples."""
+
+
+def decode_pixels(
+    stored: Shaped[np.ndarray, "n h w c"], draws: Draws
+) -> Float[np.ndarray, "n h w c"]:
+    """Map stored bytes to floats:   x = byte / 127.5 - 1,  in [-1, 1].  Draws nothing."""
+    image = stored.astype(np.float32)
+    image /= np.float32(127.5)
+    image -= np.float32(1)
+    return image
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Dataset:
+    """A finite, ordered set of labelled images.
+
+    Attributes:
+      source: the stored examples.
+      image_shape: (h, w, c) of one decoded image.
+      num_classes: labels are 0 .. num_classes - 1; an unlabelled set has one class.
+      identity: what a checkpoint keeps to refuse other data: plain JSON values, with at least
+        name, version, split, length and image_shape.
+      class_names: one name a class, or empty.
+      decode: stored form to float32, given one 64-bit draw an example.
+    """
+
+    source: Source
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    identity: Mapping[str, object]
+    class_names: tuple[str, ...] = ()
+    decode: Decode = decode_pixels
+
+    @property
+    def length(self) -> int:
+        """The number of examples."""
+        return len(self.source)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, indices: Indices, draws: Draws | None = None) -> Batch:
+        """Return the examples at `indices`, decoded.
+
+        Args:
+          indices: integers in [0, length).
+          draws: one 64-bit word an example for what is random in decoding (sampled latents);
+            by default a fixed function of the index.
+        Raises:
+          ValueError: an index outside the set, or an example that cannot be read (says which).
+        """
+        indices = np.asarray(indices)
+        if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+            raise ValueError(
+                f"expected a vector of integers as indices, got {indices.dtype}{indices.shape}"
+            )
+        if indices.size and not (indices.min() >= 0 and indices.max() < self.length):
+            raise ValueError(
+                f"index out of range: expected 0 to {self.length - 1}, "
+                f"got {indices.min()} to {indices.max()}"
+            )
+        if draws is None:
+            draws = hash64(indices)
+        stored, label = self.source.gather(indices)
+        return {"image": self.decode(stored, draws), "label": label}
+
+    def take(self, count: int | None = None) -> Batch:
+        """Return the first `count` examples in order (all of them by default), as one batch."""
+        count = self.length if count is None else operator.index(count)
+        if not 0 < count <= self.length:
+            raise ValueError(f"expected 1 to {self.length} examples, got {count}")
+        return self.read(np.arange(count))
+
+
+class Remembered:
+    """A source that keeps every stored example once read, so that later epochs only gather.
+
+    Memory is claimed as examples come in.  Two threads may read the same example; both write
+    the same bytes, and it counts as read only afterwards.
+    """
+
+    def __init__(self, source: Source, stored_shape: tuple[int, int, int], dtype: np.dtype):
+        self._source = source
+        self._form = (stored_shape, dtype)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        shape, dtype = self._form
+        self._images = np.empty((len(self._source), *shape), dtype)
+        self._labels = np.empty(len(self._source), np.int32)
+        self._known = np.zeros(len(self._source), bool)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def gather(
+        self, indices: Indices
+    ) -> tuple[Shaped[np.ndarray, "n h w k"], Int[np.ndarray, "n"]]:
+        fresh = np.unique(indices[~self._known[indices]])
+        if fresh.size:
+            self._images[fresh], self._labels[fresh] = self._source.gather(fresh)
+            self._known[fresh] = True
+        return self._images[indices], self._labels[indices]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_source": self._source, "_form": self._form}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._allocate()

@@ -1,0 +1,165 @@
+"""Batches as a pure function of (seed, step): a grain MapDataset that is indexed, never iterated.
+
+No iterator state exists, so a resumed run needs only the step, and any process can compute its
+own rows of any batch.  Batches run on from one epoch into the next: positions
+[k * length, (k + 1) * length) of the stream hold every example exactly once, in the k-th order.
+"""
+
+import dataclasses
+import functools
+import operator
+import sys
+from collections.abc import Callable
+
+import grain
+import numpy as np
+from jaxtyping import Float, Int, UInt64
+
+from guidedflow.data.dataset import Batch, Dataset
+from guidedflow.data.draws import coins, hash64, permutation
+
+Transform = Callable[
+    [Float[np.ndarray, "n h w c"], UInt64[np.ndarray, "n"]], Float[np.ndarray, "n h w c"]
+]
+
+# Different uses of one seed must not share draws.
+_ORDER, _EXAMPLE, _FLIP = 0, 1, 2
+
+
+def random_flip(
+    image: Float[np.ndarray, "n h w c"], draws: UInt64[np.ndarray, "n"]
+) -> Float[np.ndarray, "n h w c"]:
+    """Mirror each image left to right with probability 1/2, by its own draw."""
+    flip = coins(draws, _FLIP)
+    return np.where(flip[:, None, None, None], image[:, :, ::-1], image)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Positions:
+    """Grain source: element k is the k-th block of `local` positions in the endless stream."""
+
+    local: int
+
+    def __len__(self) -> int:
+        return sys.maxsize // self.local
+
+    def __getitem__(self, block: int) -> Int[np.ndarray, "local"]:
+        return np.arange(block * self.local, (block + 1) * self.local)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Order:
+    """Stream positions to example indices, through the order of each epoch."""
+
+    seed: int
+    length: int
+    shuffle: bool
+
+    def __call__(self, positions: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+        epochs, within = np.divmod(positions, self.length)
+        if not self.shuffle:
+            return within
+        indices = np.empty_like(within)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            indices[here] = _epoch_order(self.seed, int(epoch), self.length)[within[here]]
+        return indices
+
+
+# Two: a batch may straddle epochs, and prefetching threads may be on either side.
+@functools.lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, length: int) -> Int[np.ndarray, "length"]:
+    order = permutation(int(hash64(seed, _ORDER)[0]), epoch, length)
+    order.flags.writeable = False
+    return order
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Read:
+    """Stream positions to decoded, transformed examples."""
+
+    dataset: Dataset
+    order: _Order
+    transform: Transform | None
+
+    def __call__(self, positions: Int[np.ndarray, "n"]) -> Batch:
+        draws = hash64(self.order.seed, _EXAMPLE, positions)
+        batch = self.dataset.read(self.order(positions), draws)
+        if self.transform is not None:
+            batch["image"] = self.transform(batch["image"], draws)
+        return batch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batches:
+    """`batches[step]` is this process's rows of the global batch of that step, for any step >= 0.
+
+    Attributes:
+      batch: rows of the global batch.
+      local: rows of this process: process p holds rows [p * local, (p + 1) * local).
+    """
+
+    blocks: grain.MapDataset
+    batch: int
+    local: int
+    process_index: int
+
+    def __getitem__(self, step: int) -> Batch:
+        step = operator.index(step)
+        if not 0 <= step < sys.maxsize // self.batch:
+            raise ValueError(f"expected a step from 0 on, got {step}")
+        return self.blocks[step * (self.batch // self.local) + self.process_index]
+
+
+def pipeline(
+    dataset: Dataset,
+    seed: int,
+    batch: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    transform: Transform | None = None,
+    shuffle: bool = True,
+) -> Batches:
+    """Return the endless shuffled stream of batches of a data set.
+
+    batches[s] row r  =  example order_k(i),  k * length + i = s * batch + r
+
+    The global batch depends on (seed, step) alone: concatenating the rows of all processes gives
+    the same array for any number of them.
+
+    Args:
+      dataset: what to read.
+      seed: of the order of every epoch and of every draw of `transform`; 0 <= seed < 2^63.
+      batch: rows of the global batch, over all processes; may exceed the data set's length.
+      process_index, process_count: which rows are read here.
+      transform: image augmentation, given a 64-bit draw an example that is new in every epoch;
+        `random_flip` is one.
+      shuffle: False keeps the stored order in every epoch.
+    Raises:
+      ValueError: a batch that the processes do not divide, or a number out of range.
+    """
+    for name, value, low in (
+        ("seed", seed, 0),
+        ("batch", batch, 1),
+        ("process_count", process_count, 1),
+        ("process_index", process_index, 0),
+    ):
+        if not isinstance(value, int | np.integer) or not low <= value < 2**63:
+            raise ValueError(f"expected {name} as an integer from {low} on, got {value!r}")
+    if process_index >= process_count:
+        raise ValueError(
+            f"expected process_index < process_count, got {process_index} of {process_count}"
+        )
+    if batch % process_count:
+        raise ValueError(
+            f"a global batch of {batch} does not divide over {process_count} processes"
+        )
+    if not dataset.length:
+        raise ValueError(f"the data set {dataset.identity.get('name')!r} has no examples")
+    local = batch // process_count
+    order = _Order(int(seed), dataset.length, shuffle)
+    # Whole blocks of positions go down the pipeline, so that each batch costs one gather and not
+    # `local` Python calls.
+    blocks = grain.MapDataset.source(_Positions(local)).map(_Read(dataset, order, transform))
+    return Batches(blocks, int(batch), local, int(process_index))

@@ -1,0 +1,128 @@
+"""Data sets by name: the one place where a data set's string becomes a data set."""
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+from pathlib import Path
+
+from guidedflow.data import digits, stock
+from guidedflow.data.dataset import Dataset
+from guidedflow.registry import nearest
+
+
+def default_data_dir() -> Path:
+    """Return $TFDS_DATA_DIR, or guidedflow/tfds in the user's cache folder ($XDG_CACHE_HOME)."""
+    given = os.environ.get("TFDS_DATA_DIR")
+    if given:
+        return Path(given).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "guidedflow" / "tfds"
+
+
+def _roots(data_dir: str | os.PathLike | None) -> list[Path]:
+    if data_dir is not None:
+        return [Path(data_dir).expanduser()]
+    # Where tensorflow-datasets itself writes when nobody says otherwise.
+    return [default_data_dir(), Path("~/tensorflow_datasets").expanduser()]
+
+
+def load(
+    spec: str,
+    *,
+    split: str = "train",
+    image_size: int | tuple[int, int] | None = None,
+    data_dir: str | os.PathLike | None = None,
+    cache_bytes: int = 2**30,
+) -> Dataset:
+    """Return the data set that a string names; nothing is ever downloaded.
+
+    Args:
+      spec: "digits" (prepared on first use), the name of a prepared tensorflow-datasets set with
+        or without "tfds:" before it ("cifar10", "tfds:imagenet_resized/64x64").
+      split: "train", "test", ... as the set has them; for stock sets also "train[:90%]".
+      image_size: side or (height, width): resized to cover it, then cropped at the centre; None
+        keeps a fixed stored size.
+      data_dir: where prepared sets lie; `default_data_dir()` and ~/tensorflow_datasets otherwise.
+      cache_bytes: decoded images are kept in memory where the whole set fits in this.
+    Raises:
+      ValueError: an unknown name or split (with the nearest), a set that is not prepared (with the
+        command that prepares it), or files that cannot be read (with the file).
+    """
+    kind, _, rest = spec.partition(":")
+    name = rest if kind == "tfds" else spec
+    if name == "digits":
+        root = _roots(data_dir)[0]
+        folder = digits.prepare_digits(root)
+    else:
+        roots = _roots(data_dir)
+        found = stock.find_prepared(name, roots)
+        if found is None:
+            raise ValueError(_not_prepared(name, roots))
+        folder = found
+    return stock.open_prepared(
+        folder, name=name, split=split, image_size=image_size, cache_bytes=cache_bytes
+    )
+
+
+def _stock_names() -> list[str]:
+    import tensorflow_datasets as tfds
+
+    # Community sets would be listed over the network.
+    return tfds.list_builders(with_community_datasets=False)
+
+
+def _not_prepared(name: str, roots: list[Path]) -> str:
+    known = [*_stock_names(), "digits"]
+    if re.split("[/:]", name)[0] not in known:
+        return f"unknown data set {name!r}{nearest(name, known)}"
+    return (
+        f"data set {name!r} is not prepared in {' or '.join(map(str, roots))}; prepare it once "
+        f"(downloads; needs pip install 'guidedflow[tfds]') with: "
+        f"guidedflow prepare {name} --data_dir={roots[0]}"
+    )
+
+
+def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
+    """Write a data set to disk, in the form that `load` reads; a set that is there is left alone.
+
+    "digits" needs no network.  A stock set is downloaded, and needs TensorFlow this once.
+
+    Args:
+      name: "digits" or a tensorflow-datasets name, name[/config].
+      data_dir: where to; `default_data_dir()` otherwise.
+    Returns:
+      the folder that holds the set.
+    Raises:
+      ValueError: an unknown name (with the nearest), TensorFlow missing, or a failed download.
+    """
+    name = name.removeprefix("tfds:")
+    root = _roots(data_dir)[0]
+    if name == "digits":
+        return digits.prepare_digits(root)
+    found = stock.find_prepared(name, [root])
+    if found is not None:
+        return found
+    known = [*_stock_names(), "digits"]
+    if re.split("[/:]", name)[0] not in known:
+        raise ValueError(f"unknown data set {name!r}{nearest(name, known)}")
+    if importlib.util.find_spec("tensorflow") is None:
+        raise ValueError(
+            f"preparing {name!r} needs TensorFlow once: pip install 'guidedflow[tfds]'; reading it "
+            "afterwards does not"
+        )
+    return _download(name, root)
+
+
+def _download(name: str, root: Path) -> Path:
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=os.fspath(root), file_format="array_record")
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    except Exception as error:
+        # Builders fail as network, checksum, licence or value errors: all the user's to act on.
+        raise ValueError(f"cannot prepare {name!r} in {root}: {error}") from error
+    return Path(builder.data_dir)
