@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from guidedflow.training import integrity

@@ -1,4 +1,4 @@
-"""Folders written whole: a manifest of checksums, a rename to commit, and setting bad ones aside."""
+"""Folders written whole: a manifest of checksums, a rename to commit, a name for bad ones."""
 
 import json
 import os
