@@ -1,0 +1,109 @@
+"""Guidance scales that change over t; each is a Scale, and 1 where it does not guide."""
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from guidedflow.paths import Path
+from guidedflow.types import Scale, check_number, pytree, scale_at
+
+
+def _check_interval(low: float, high: float) -> None:
+    check_number("low", low, 0, 1)
+    check_number("high", high, 0, 1)
+    if not low <= high:
+        raise ValueError(f"the interval is empty: low {low} is above high {high}")
+
+
+@pytree
+class Interval:
+    """Made by `interval`."""
+
+    scale: Scale
+    low: float
+    high: float
+
+    def __call__(self, t: Array) -> Array:
+        inside = (t >= self.low) & (t <= self.high)
+        return jnp.where(inside, scale_at(self.scale, t), 1.0)
+
+
+def interval(scale: Scale, low: float, high: float) -> Interval:
+    """Guide only while low <= t <= high; elsewhere the conditional model alone.
+
+    w(t) = scale on [low, high], 1 outside.
+
+    `low = high` guides at that one time, which a grid may not hold: then it is the conditional model
+    alone. `low = 0, high = 1` guides always. Where w(t) = 1 `classifier_free` evaluates one branch.
+
+    Args:
+      scale: guidance scale inside the interval, a number or a schedule; 1 is no guidance.
+      low, high: times in [0, 1], t = 0 noise, t = 1 data; low <= high.
+    Raises:
+      ValueError: the interval is empty or leaves [0, 1].
+    Source: Kynkäänniemi et al. 2024, eq. 5.
+    """
+    _check_interval(low, high)
+    return Interval(scale, low, high)
+
+
+@pytree
+class SigmaInterval:
+    """Made by `sigma_interval`."""
+
+    scale: Scale
+    path: Path
+    low: float
+    high: float
+
+    def __call__(self, t: Array) -> Array:
+        sigma, alpha = self.path.sigma(t), self.path.alpha(t)
+        inside = (sigma > self.low * alpha) & (sigma <= self.high * alpha)
+        return jnp.where(inside, scale_at(self.scale, t), 1.0)
+
+
+def sigma_interval(scale: Scale, path: Path, low: float, high: float) -> SigmaInterval:
+    """Guide only while low < sigma / alpha <= high, the noise level in units of the data.
+
+    w(t) = scale on (low, high], 1 outside. EDM2-XXL on ImageNet-512 is at its best with
+    (0.28, 1.61] and scale 2.0.
+
+    Raises:
+      ValueError: not 0 <= low <= high.
+    Source: Kynkäänniemi et al. 2024, eq. 5, in sigma as there.
+    """
+    check_number("low", low, 0)
+    check_number("high", high, low)
+    return SigmaInterval(scale, path, low, high)
+
+
+@pytree
+class Ramp:
+    """Made by `linear` and `cosine`."""
+
+    start: float
+    end: float
+    rounded: bool
+
+    def __call__(self, t: Array) -> Array:
+        fraction = jnp.where(self.rounded, 0.5 * (1 - jnp.cos(jnp.pi * t)), t)
+        return self.start + (self.end - self.start) * fraction
+
+
+def linear(start: float, end: float) -> Ramp:
+    """w(t) = start + (end - start) t: `start` at the noise, `end` at the data.
+
+    Source: Wang et al. 2024 (analysis of guidance weight schedulers), table 1.
+    """
+    check_number("start", start)
+    check_number("end", end)
+    return Ramp(start, end, False)
+
+
+def cosine(start: float, end: float) -> Ramp:
+    """w(t) = start + (end - start) (1 - cos(pi t)) / 2: a ramp that is flat at both ends.
+
+    Source: Wang et al. 2024, table 1.
+    """
+    check_number("start", start)
+    check_number("end", end)
+    return Ramp(start, end, True)

@@ -1,0 +1,232 @@
+"""Losses of guided generation, per example: what is regressed, how it is weighted, what is dropped.
+
+No loss takes a key: the caller draws data, noise, t and the dropped conditions, so that the same
+draw gives the same loss on any number of devices.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from guidedflow import predictions
+from guidedflow.paths import Path, interior, interpolate, log_snr
+from guidedflow.types import (
+    Cond,
+    ModelFn,
+    broadcast_null,
+    check_batch,
+    check_number,
+    check_times,
+    example_keys,
+    expand,
+)
+
+Weighting = Callable[[Path, Array], Array]
+"""The weight on the squared error *of the data estimate* at one time; `denoising` converts it."""
+
+
+def mean_square(value: Float[Array, "b *d"]) -> Float[Array, " b"]:
+    """Return each example's mean of squares, in float32."""
+    axes = tuple(range(1, value.ndim))
+    return jnp.mean(jnp.square(value.astype(jnp.float32)), axis=axes)
+
+
+def _check(data: Array, noise: Array, t: Array, cond: Cond) -> None:
+    if jnp.ndim(data) < 1 or jnp.shape(data) != jnp.shape(noise):
+        raise ValueError(
+            "data and noise must have one shape with the batch first, got "
+            f"{jnp.shape(data)} and {jnp.shape(noise)}"
+        )
+    check_times(t, jnp.shape(data)[:1])
+    check_batch("cond", cond, jnp.shape(data)[0])
+
+
+def flow_matching(
+    model: ModelFn,
+    path: Path,
+    data: Float[Array, "b *d"],
+    noise: Float[Array, "b *d"],
+    t: Float[Array, " b"],
+    cond: Cond = None,
+) -> Float[Array, " b"]:
+    """The conditional flow-matching loss of each example.
+
+    L_i = mean over d of (model(x_t, t, cond) - dx_t/dt)^2,   x_t = alpha(t) data + sigma(t) noise.
+
+    With `cond` passed through `drop_condition` this is guided flow matching: one network learns the
+    conditional and the null velocity.
+
+    Args:
+      data, noise: a batch each, of equal shape; noise standard normal.
+      t: times in [0, 1], one an example.
+      cond: condition, every leaf with the batch first; None for none.
+    Returns:
+      float32 losses.
+    Raises:
+      ValueError: shapes, dtypes or times are off.
+    Source: Lipman et al. 2023, eq. 14; dropping as in Ho & Salimans 2022, algorithm 1.
+    """
+    _check(data, noise, t, cond)
+    x, target = jax.vmap(lambda d, n, s: interpolate(path, d, n, s))(data, noise, t)
+    return mean_square(model(x, t, cond) - target)
+
+
+def denoising(
+    network: Callable[[Array, Array, Cond], Array],
+    path: Path,
+    data: Float[Array, "b *d"],
+    noise: Float[Array, "b *d"],
+    t: Float[Array, " b"],
+    cond: Cond = None,
+    *,
+    predicts: predictions.Prediction = predictions.noise,
+    weighting: Weighting | None = None,
+) -> Float[Array, " b"]:
+    """The denoising loss of each example for a network that predicts `predicts`.
+
+    L_i = W(t) mean over d of (network(x_t, t, cond) - (a data + b noise))^2
+
+    with (a, b) of the prediction at t. Without a weighting W = 1 on the network's own target: for
+    `noise` the simple loss of DDPM, for `score` denoising score matching. A weighting is stated on the
+    error of the data estimate and carried to the target by the conversion's slope
+    q = d(data) / d(prediction): W = weighting * q^2. Times are kept 1e-3 from the ends for `score`
+    and under a weighting, where a or W may be infinite.
+
+    Args:
+      data, noise, t, cond: as for `flow_matching`.
+      predicts: a prediction type of `predictions`.
+      weighting: unit, min_snr, edm, sigmoid, ...; None for 1 on the target.
+    Raises:
+      ValueError: shapes, dtypes or times are off.
+    Source: Ho et al. 2020, eq. 14; Song et al. 2021, eq. 7; Hang et al. 2023, section 3.4.
+    """
+    _check(data, noise, t, cond)
+    if predicts is predictions.score or weighting is not None:
+        t = interior(t)
+
+    def point(d: Array, n: Array, s: Array) -> tuple[Array, Array]:
+        a, b = predicts(path, s)
+        return path.alpha(s) * d + path.sigma(s) * n, a * d + b * n
+
+    x, target = jax.vmap(point)(data, noise, t)
+    loss = mean_square(network(x, t, cond) - target)
+    if weighting is None:
+        return loss
+
+    def weight(s: Array) -> Array:
+        _, slope = predictions.conversion(path, s, predicts, predictions.data)
+        return weighting(path, s) * slope**2
+
+    return jax.vmap(weight)(t) * loss
+
+
+def unit(path: Path, t: Array) -> Array:
+    """Weight 1 on the error of the data estimate, whatever the network predicts."""
+    return jnp.ones_like(t)
+
+
+@dataclasses.dataclass(frozen=True)
+class min_snr:
+    """min(SNR, gamma) on the data error: the noise loss, capped where there is little noise.
+
+    SNR = alpha^2 / sigma^2.  Hang et al. 2023, eq. 7.  `soft` gives SNR gamma / (SNR + gamma), its
+    smooth form (Crowson et al. 2024, section 3.4).
+    """
+
+    gamma: float = 5.0
+    soft: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("gamma", self.gamma, 0)
+
+    def __call__(self, path: Path, t: Array) -> Array:
+        snr = jnp.exp(log_snr(path, t))
+        if self.soft:
+            return snr * self.gamma / (snr + self.gamma)
+        return jnp.minimum(snr, self.gamma)
+
+
+@dataclasses.dataclass(frozen=True)
+class truncated_snr:
+    """max(SNR, 1) on the data error.  Salimans & Ho 2022, section 4."""
+
+    def __call__(self, path: Path, t: Array) -> Array:
+        return jnp.maximum(jnp.exp(log_snr(path, t)), 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class edm:
+    """(s^2 + sigma_data^2) / (s sigma_data)^2 on the data error, s = sigma / alpha.
+
+    Makes the loss of EDM's preconditioned network of unit size at every noise level.
+    Karras et al. 2022, table 1, "loss weighting".
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_number("sigma_data", self.sigma_data, 1e-12)
+
+    def __call__(self, path: Path, t: Array) -> Array:
+        return jnp.exp(log_snr(path, t)) + self.sigma_data**-2
+
+
+@dataclasses.dataclass(frozen=True)
+class sigmoid:
+    """SNR sigmoid(bias - log SNR) on the data error, that is sigmoid(bias - log SNR) on the noise's.
+
+    Kingma & Gao 2023, section 4; Hoogeboom et al. 2024, eq. 8.  A larger bias weighs low noise more.
+    """
+
+    bias: float = 0.0
+
+    def __call__(self, path: Path, t: Array) -> Array:
+        level = log_snr(path, t)
+        return jnp.exp(level) * jax.nn.sigmoid(self.bias - level)
+
+
+def uncertainty(loss: Float[Array, " b"], log_variance: Float[Array, " b"]) -> Float[Array, " b"]:
+    """Weigh each loss by a learned variance of its time:  loss / exp(u) + u.
+
+    Karras et al. 2024 (EDM2), eq. 21. At the best u = log E[loss at t] every time weighs alike.
+
+    Raises:
+      ValueError: the shapes differ.
+    """
+    if jnp.shape(loss) != jnp.shape(log_variance):
+        raise ValueError(
+            f"log_variance must be one an example {jnp.shape(loss)}, got {jnp.shape(log_variance)}"
+        )
+    return loss * jnp.exp(-log_variance) + log_variance
+
+
+def drop_condition(key: PRNGKeyArray, cond: Cond, null: Cond, rate: float) -> Cond:
+    """Replace each example's whole condition by the null one with probability `rate`.
+
+    Every example tosses its own coin, from fold_in(key, i), or from its own key where `key` holds one
+    an example.
+
+    Args:
+      cond: every leaf with the batch first.
+      null: the null condition of one example, or one an example.
+      rate: probability in [0, 1]; 0.1 is usual. 0 trains the conditional model alone.
+    Raises:
+      ValueError: rate outside [0, 1], or structures that do not match.
+    Source: Ho & Salimans 2022, algorithm 1.
+    """
+    check_number("rate", rate, 0, 1)
+    leaves = jax.tree.leaves(cond)
+    if not leaves:
+        return cond
+    batch = jnp.shape(leaves[0])[0]
+    check_batch("cond", cond, batch)
+    keys = example_keys(key, batch)
+    dropped = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys)
+
+    def choose(nothing: Array, kept: Array) -> Array:
+        return jnp.where(expand(dropped, kept), nothing, kept)
+
+    return jax.tree.map(choose, broadcast_null(null, cond), cond)

@@ -1,0 +1,173 @@
+"""DDPM's ancestral sampler and DDIM, on any path.
+
+Both estimate data and noise at (x, t) and rebuild the state at s > t from them, so the model is never
+evaluated at the grid's end. Writing a = alpha(t) / alpha(s), the step's own noise has the variance
+sigma(t)^2 - a^2 sigma(s)^2.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from guidedflow import predictions
+from guidedflow.paths import Path
+from guidedflow.samplers.scan import Step, run
+from guidedflow.types import Cond, ModelFn, check_number
+
+
+def estimates(path: Path, step: Step) -> tuple[Array, Array]:
+    """Return the data estimate and the noise that renoises it, from the step's first evaluation.
+
+    Without CFG++ the two velocities are one, and so data and noise satisfy x = alpha data + sigma
+    noise.
+    """
+
+    def read(velocity: Array, what: predictions.Prediction) -> Array:
+        p, q = predictions.conversion(path, step.t, predictions.velocity, what)
+        return p * step.x + q * velocity
+
+    return (
+        read(step.first.velocity, predictions.data),
+        read(step.first.renoise, predictions.noise),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DDIM:
+    """Made by `sample_ddim`."""
+
+    path: Path
+    eta: float
+
+    def __call__(self, step: Step) -> tuple[Array, PyTree]:
+        data, noise = estimates(self.path, step)
+        alpha, sigma = self.path.alpha(step.s), self.path.sigma(step.s)
+        if self.eta == 0:
+            return alpha * data + sigma * noise, step.memory
+        ratio = self.path.alpha(step.t) / alpha
+        sigma_t = self.path.sigma(step.t)
+        own = jnp.maximum(1 - (ratio * sigma / sigma_t) ** 2, 0)
+        fresh = self.eta * sigma * jnp.sqrt(own)
+        kept = jnp.sqrt(jnp.maximum(sigma**2 - fresh**2, 0))
+        return alpha * data + kept * noise + fresh * step.draw(0), step.memory
+
+
+def sample_ddim(
+    model: ModelFn,
+    noise: Float[Array, "b *d"],
+    ts: Float[Array, " n"],
+    cond: Cond = None,
+    *,
+    path: Path,
+    eta: float = 0.0,
+    key: PRNGKeyArray | None = None,
+    trajectory: bool = False,
+) -> Array:
+    """Carry noise to data by DDIM.
+
+    x_s = alpha_s data + sqrt(sigma_s^2 - f^2) noise + f z,
+    f = eta sigma_s sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2).
+
+    eta = 0 is deterministic, and Euler's method where the path is linear; eta = 1 has the variance of
+    DDPM's smaller choice.
+
+    Args:
+      model, noise, ts, cond, trajectory: as for `sample_ode`.
+      path: the path the model was trained on; any, not only variance-preserving ones.
+      eta: share of fresh noise, in [0, 1].
+      key: needed where eta > 0; one key, or one an example.
+    Raises:
+      ValueError: eta outside [0, 1] or without a key; as `sample_ode` otherwise.
+    Source: Song, Meng & Ermon 2021, eq. 12 and 16.
+    """
+    check_number("eta", eta, 0, 1)
+    if eta > 0 and key is None:
+        raise ValueError(f"eta = {eta} draws noise: pass key=jax.random.key(seed)")
+    solver = DDIM(path, float(eta))
+    return run(model, noise, ts, cond, solver, key=key, trajectory=trajectory)
+
+
+Variance = Callable[[Array, Array, Array | None], Array]
+"""(smallest, largest, predicted position in [-1, 1]) -> the log variance of an ancestral step."""
+
+
+def smallest(low: Array, high: Array, position: Array | None) -> Array:
+    """The posterior's own variance, right where the data is one point.  Ho et al. 2020, eq. 7."""
+    return low
+
+
+def largest(low: Array, high: Array, position: Array | None) -> Array:
+    """The forward step's variance, right where the data is standard normal.
+
+    Ho et al. 2020, section 3.2.
+    """
+    return high
+
+
+def learned(low: Array, high: Array, position: Array | None) -> Array:
+    """Between the two in the logarithm, where the network says.  Nichol & Dhariwal 2021, eq. 15.
+
+    Raises:
+      ValueError: the model predicts no variance.
+    """
+    if position is None:
+        raise ValueError("learned variance needs a network with twice x's channels (as_velocity)")
+    fraction = 0.5 * (position + 1)
+    return fraction * high + (1 - fraction) * low
+
+
+@dataclasses.dataclass(frozen=True)
+class Ancestral:
+    """Made by `sample_ddpm`."""
+
+    path: Path
+    variance: Variance
+
+    def __call__(self, step: Step) -> tuple[Array, PyTree]:
+        data, noise = estimates(self.path, step)
+        alpha, sigma = self.path.alpha(step.s), self.path.sigma(step.s)
+        alpha_t, sigma_t = self.path.alpha(step.t), self.path.sigma(step.t)
+        kept = (alpha_t * sigma / (alpha * sigma_t)) ** 2
+        own = jnp.maximum(1 - kept, 0)
+        # At s = 1 the posterior is a point: the floor keeps its logarithm finite, its noise is 0.
+        floor = jnp.finfo(jnp.float32).tiny
+        low = jnp.log(jnp.maximum(own * sigma**2, floor))
+        high = jnp.log(jnp.maximum(own * (sigma_t * alpha / alpha_t) ** 2, floor))
+        log_variance = self.variance(low, high, step.first.variance)
+        mean = alpha * data + sigma * jnp.sqrt(kept) * noise
+        spread = jnp.where(sigma > 0, jnp.exp(0.5 * log_variance), 0.0)
+        return mean + spread * step.draw(0), step.memory
+
+
+def sample_ddpm(
+    model: ModelFn,
+    noise: Float[Array, "b *d"],
+    ts: Float[Array, " n"],
+    cond: Cond = None,
+    *,
+    key: PRNGKeyArray,
+    path: Path,
+    variance: Variance = smallest,
+    trajectory: bool = False,
+) -> Array:
+    """Carry noise to data by ancestral sampling, x_s ~ N(mean of q(x_s given x_t, data), variance).
+
+    mean = alpha_s data + sigma_s sqrt(k) noise,   k = (alpha_t sigma_s / (alpha_s sigma_t))^2,
+    variance between (1 - k) sigma_s^2 and (1 - k) (sigma_t alpha_s / alpha_t)^2.
+
+    A grid with fewer points than the table it was trained on is a respaced one. No noise is added
+    where sigma_s = 0.
+
+    Args:
+      model, noise, ts, cond, trajectory: as for `sample_ode`.
+      key: one key, or one an example; example i draws from fold_in(key, i).
+      path: the path the model was trained on; any path.
+      variance: smallest, largest, or learned (a network with twice the channels).
+    Raises:
+      ValueError: as `sample_ode`; `learned` on a model that predicts no variance.
+    Source: Ho et al. 2020, algorithm 2 and eq. 7; Nichol & Dhariwal 2021, eq. 15 and section 4.
+    """
+    solver = Ancestral(path, variance)
+    return run(model, noise, ts, cond, solver, key=key, trajectory=trajectory)

@@ -1,0 +1,157 @@
+"""The one loop behind every sampler: a `lax.scan` over a grid, compiled once.
+
+A *solver* advances one step, `solver(Step) -> (x, memory)`. What a solver needs of earlier steps it
+keeps in `memory`, begun by its optional `init(x)`. Solvers are functions or frozen dataclasses, so
+an equal one does not recompile; neither does a model function rebuilt from the same static parts.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from guidedflow.times import check_grid
+from guidedflow.types import (
+    Cond,
+    Evaluation,
+    ModelFn,
+    check_batch,
+    check_floating,
+    evaluate,
+    example_keys,
+    init_state,
+)
+
+
+class Step(NamedTuple):
+    """All that one step may use.
+
+    Attributes:
+      x: the state, b *d.
+      t, s: scalar times, from t to s > t.
+      first: the evaluation at (x, t).
+      evaluate: (x, t) -> Evaluation, further ones within the step, guided as the first.
+      draw: (n) -> standard normal like x, from each example's own key; n tells draws apart.
+      memory: the solver's own.
+    """
+
+    x: Array
+    t: Array
+    s: Array
+    first: Evaluation
+    evaluate: Callable[[Array, Array], Evaluation]
+    draw: Callable[[int], Array]
+    memory: PyTree
+
+
+Solver = Callable[[Step], tuple[Array, PyTree]]
+
+
+class _Static(NamedTuple):
+    """What is compiled in: the model's structure and non-array leaves, and the solvers."""
+
+    treedef: Any
+    leaves: tuple
+    solver: Solver
+    last: Solver | None
+    trajectory: bool
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) or hasattr(leaf, "__array__")
+
+
+def draw_noise(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Return standard normal noise `shape` = (b, *d); example i draws from fold_in(key, i).
+
+    Args:
+      key: one key, or one an example, which then may be any part of a larger batch.
+      shape: the batch first.
+    Raises:
+      ValueError: a batch of keys of another size.
+    """
+    keys = example_keys(key, shape[0])
+    return jax.vmap(lambda k: jax.random.normal(k, shape[1:], dtype))(keys)
+
+
+def run(
+    model: ModelFn,
+    noise: Float[Array, "b *d"],
+    ts: Float[Array, " n"],
+    cond: Cond,
+    solver: Solver,
+    *,
+    last: Solver | None = None,
+    key: PRNGKeyArray | None = None,
+    trajectory: bool = False,
+) -> Array:
+    """Integrate `model` from `noise` at ts[0] to ts[-1] with `solver`; `last` takes the last step.
+
+    Returns:
+      x at ts[-1], b *d; with `trajectory` every state, n b *d, the first being `noise`.
+    Raises:
+      ValueError: the grid, the state's dtype or the condition's batch is off.
+    """
+    check_grid(ts)
+    check_floating("noise", noise)
+    if jnp.ndim(noise) < 1:
+        raise ValueError("noise must have the batch first, got a scalar")
+    batch = jnp.shape(noise)[0]
+    check_batch("cond", cond, batch)
+    keys = None if key is None else example_keys(key, batch)
+    leaves, treedef = jax.tree.flatten(model)
+    arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
+    constants = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
+    static = _Static(treedef, constants, solver, last, trajectory)
+    return _run(static, arrays, jnp.asarray(noise), jnp.asarray(ts), cond, keys)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(static: _Static, arrays: list, noise: Array, ts: Array, cond: Cond, keys: Any) -> Array:
+    pairs = zip(arrays, static.leaves, strict=True)
+    leaves = [constant if array is None else array for array, constant in pairs]
+    model = jax.tree.unflatten(static.treedef, leaves)
+
+    def advance(solver: Solver, carry: tuple, times: tuple) -> tuple:
+        x, state, memory = carry
+        t, s, index = times
+
+        def at(x: Array, time: Array) -> tuple[Evaluation, PyTree]:
+            batched = jnp.broadcast_to(time, x.shape[:1])
+            return evaluate(model, state, x.astype(noise.dtype), batched, cond, t)
+
+        def draw(n: int) -> Array:
+            if keys is None:
+                raise ValueError("this sampler draws noise: pass key=jax.random.key(seed)")
+
+            def one(k: PRNGKeyArray) -> Array:
+                # The initial noise came from k itself, so no draw of a step may.
+                k = jax.random.fold_in(jax.random.fold_in(k, index + 1), n)
+                return jax.random.normal(k, noise.shape[1:], noise.dtype)
+
+            return jax.vmap(one)(keys)
+
+        first, state_after = at(x, t)
+        step = Step(x, t, s, first, lambda x, t: at(x, t)[0], draw, memory)
+        x, memory = solver(step)
+        return x.astype(noise.dtype), state_after, memory
+
+    memory = static.solver.init(noise) if hasattr(static.solver, "init") else ()
+    carry = (noise, init_state(model, noise), memory)
+    times = (ts[:-1], ts[1:], jnp.arange(ts.shape[0] - 1))
+    scanned = times if static.last is None else jax.tree.map(lambda a: a[:-1], times)
+
+    def body(carry: tuple, times: tuple) -> tuple:
+        carry = advance(static.solver, carry, times)
+        return carry, carry[0] if static.trajectory else None
+
+    carry, states = jax.lax.scan(body, carry, scanned)
+    if static.last is not None:
+        carry = advance(static.last, carry, jax.tree.map(lambda a: a[-1], times))
+    if not static.trajectory:
+        return carry[0]
+    final = [] if static.last is None else [carry[0][None]]
+    return jnp.concatenate([noise[None], states, *final])

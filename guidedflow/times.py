@@ -1,0 +1,217 @@
+"""Times: draws of t to train on, and grids of t to sample on.
+
+A draw is `(key, batch) -> t: b`; bind its parameters with functools.partial. A grid is a numpy array
+of steps + 1 increasing times, known when a sampler is traced.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from guidedflow.paths import Path, log_snr
+from guidedflow.types import check_number, concrete
+
+Draw = Callable[[PRNGKeyArray, int], Float[Array, " b"]]
+Grid = Float[np.ndarray, " steps+1"]
+
+
+def draw_uniform(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
+    """Draw t evenly in [0, 1)."""
+    return jax.random.uniform(key, (batch,))
+
+
+def draw_stratified(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
+    """Draw one t in each of `batch` equal parts of [0, 1), in random order of the parts.
+
+    t_i = (pi(i) + u_i) / batch.  Low-discrepancy times of Kingma et al. 2021, appendix I.1.
+    """
+    order, inside = jax.random.split(key)
+    parts = jax.random.permutation(order, batch)
+    t = (parts + jax.random.uniform(inside, (batch,))) / batch
+    return jnp.minimum(t, np.nextafter(np.float32(1), np.float32(0)))
+
+
+def draw_logit_normal(
+    key: PRNGKeyArray, batch: int, mean: float = 0.0, std: float = 1.0
+) -> Float[Array, " b"]:
+    """Draw t = sigmoid(mean + std z), z standard normal.  Esser et al. 2024, eq. 19.
+
+    A larger mean gives more times near the data.
+    """
+    check_number("std", std, 0)
+    return jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch,)))
+
+
+def draw_cosmap(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
+    """Draw t so that the log-SNR of the linear path is spread as on the trigonometric one.
+
+    t = tan(pi u / 2) / (1 + tan(pi u / 2)).  Esser et al. 2024, eq. 21, written in our time.
+    """
+    u = jax.random.uniform(key, (batch,))
+    sine, cosine = jnp.sin(0.5 * jnp.pi * u), jnp.sin(0.5 * jnp.pi * (1 - u))
+    return sine / (sine + cosine)
+
+
+def draw_log_normal_sigma(
+    key: PRNGKeyArray, batch: int, path: Path, mean: float = -1.2, std: float = 1.2
+) -> Float[Array, " b"]:
+    """Draw t with log(sigma / alpha) normal, cut to what the path reaches.
+
+    log(sigma / alpha) = mean + std z.  Karras et al. 2022, table 1, "noise distribution".
+    """
+    check_number("std", std, 0)
+    ratio = jnp.exp(mean + std * jax.random.normal(key, (batch,)))
+    return time_of_ratio(path, ratio)
+
+
+def shift(t: Array, factor: float) -> Array:
+    """Move times towards the noise end for factor > 1; 1 leaves them.
+
+    s -> factor s / (1 + (factor - 1) s) on s = 1 - t.  Esser et al. 2024, eq. 23, where factor is
+    the square root of the ratio of the numbers of pixels.
+    """
+    check_number("factor", factor, np.finfo(np.float32).tiny)
+    return t / (t + factor * (1 - t))
+
+
+def draw_shifted(
+    key: PRNGKeyArray, batch: int, draw: Draw = draw_uniform, factor: float = 3.0
+) -> Float[Array, " b"]:
+    """Draw from `draw`, then `shift` by `factor`.  Esser et al. 2024, section 5.3.2."""
+    return shift(draw(key, batch), factor)
+
+
+def time_of_ratio(path: Path, ratio: Array) -> Array:
+    """Return the t at which sigma(t) / alpha(t) = ratio, by bisection; the nearest end beyond it.
+
+    The ratio falls with t on every path, so forty halvings find t to float32's last digit.
+    """
+    ratio = jnp.asarray(ratio, jnp.float32)
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        noisier = path.sigma(middle) > ratio * path.alpha(middle)
+        return jnp.where(noisier, middle, low), jnp.where(noisier, high, middle)
+
+    ends = jnp.zeros_like(ratio), jnp.ones_like(ratio)
+    low, high = jax.lax.fori_loop(0, 40, halve, ends)
+    reaches_end = path.sigma(jnp.ones_like(ratio)) >= ratio * path.alpha(jnp.ones_like(ratio))
+    return jnp.where(reaches_end, high, 0.5 * (low + high))
+
+
+def _check_steps(steps: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+
+
+def _check_interval(low: float, high: float) -> None:
+    check_number("low", low, 0, 1)
+    check_number("high", high, 0, 1)
+    if not low < high:
+        raise ValueError(f"the grid's ends must be in order, low < high, got {low} and {high}")
+
+
+def check_grid(ts: Array) -> None:
+    """Raise ValueError unless `ts` is a 1-d grid of at least 2 increasing times in [0, 1].
+
+    Values are checked where they are known while tracing; a grid from this module always is.
+    """
+    if jnp.ndim(ts) != 1 or jnp.shape(ts)[0] < 2:
+        raise ValueError(f"ts must be a 1-d grid of at least 2 times, got shape {jnp.shape(ts)}")
+    if not jnp.issubdtype(jnp.result_type(ts), jnp.floating):
+        raise ValueError(f"ts must be floating point, got {jnp.result_type(ts)}")
+    known = concrete(ts)
+    if known is None:
+        return
+    if not np.all((known >= 0) & (known <= 1)):
+        raise ValueError(f"times must lie in [0, 1], t = 0 noise and t = 1 data, got {known}")
+    if not np.all(np.diff(known) > 0):
+        raise ValueError(f"the grid must increase from noise (0) to data (1), got {known}")
+
+
+def uniform_grid(steps: int, low: float = 0.0, high: float = 1.0) -> Grid:
+    """Return steps + 1 evenly spaced times from `low` to `high`.
+
+    Raises:
+      ValueError: steps is not a whole number of at least 1, or not 0 <= low < high <= 1.
+    """
+    _check_steps(steps)
+    _check_interval(low, high)
+    return np.linspace(low, high, steps + 1, dtype=np.float64).astype(np.float32)
+
+
+def shifted_grid(steps: int, factor: float = 3.0, low: float = 0.0, high: float = 1.0) -> Grid:
+    """Return a uniform grid after `shift`; factor > 1 takes smaller steps near the noise.
+
+    sigma_i -> factor sigma_i / (1 + (factor - 1) sigma_i).  Esser et al. 2024, eq. 23.
+    """
+    return np.asarray(shift(uniform_grid(steps, low, high).astype(np.float64), factor), np.float32)
+
+
+def quadratic_grid(steps: int, low: float = 0.0, high: float = 1.0) -> Grid:
+    """Return a grid whose distance to the data falls with the square: 1 - t_i = (1 - u_i)^2.
+
+    The quadratic spacing of Song, Meng & Ermon 2021 (DDIM), appendix D.2: smaller steps near the
+    data.
+    """
+    u = uniform_grid(steps).astype(np.float64)
+    _check_interval(low, high)
+    return (low + (high - low) * (1 - (1 - u) ** 2)).astype(np.float32)
+
+
+def karras_grid(
+    steps: int,
+    path: Path,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+) -> Grid:
+    """Return the grid on which sigma / alpha falls as Karras's, then t = 1: `steps` steps in all.
+
+    sigma_i = (sigma_max^(1/rho) + i / (steps - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho,
+    i < steps, and sigma_steps = the path's own end.   Karras et al. 2022, eq. 5.
+
+    Raises:
+      ValueError: steps < 1, not 0 < sigma_min < sigma_max, rho < 1, or two times of the grid fall
+        together in float32 because the path does not reach the range.
+    """
+    _check_steps(steps)
+    check_number("sigma_min", sigma_min, np.finfo(np.float32).tiny)
+    check_number("sigma_max", sigma_max, sigma_min)
+    check_number("rho", rho, 1)
+    fractions = np.arange(steps) / max(steps - 1, 1)
+    ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    ratios = (ends[0] + fractions * (ends[1] - ends[0])) ** rho
+    return _grid_at(path, ratios)
+
+
+def log_snr_grid(steps: int, path: Path, low: float = 1e-3, high: float = 1 - 1e-3) -> Grid:
+    """Return a grid even in log-SNR from t = low to t = high, then t = 1: `steps` steps in all.
+
+    Lu et al. 2022 (DPM-Solver), section 3.4. log-SNR is infinite where alpha or sigma is 0, so the
+    ends stay inside.
+    """
+    _check_steps(steps)
+    _check_interval(low, high)
+    ends = [float(log_snr(path, jnp.float32(t))) for t in (low, high)]
+    if not np.all(np.isfinite(ends)):
+        raise ValueError(f"log-SNR must be finite at low and high, got {ends}; move them inside")
+    levels = np.linspace(*ends, steps) if steps > 1 else np.asarray(ends[:1])
+    return _grid_at(path, np.exp(-0.5 * levels))
+
+
+def _grid_at(path: Path, ratios: np.ndarray) -> Grid:
+    with jax.ensure_compile_time_eval():
+        times = np.asarray(time_of_ratio(path, jnp.asarray(ratios, jnp.float32)))
+    grid = np.append(times, 1.0).astype(np.float32)
+    if not np.all(np.diff(grid) > 0):
+        reach = [float(path.sigma(jnp.float32(t)) / path.alpha(jnp.float32(t))) for t in (0, 1)]
+        raise ValueError(
+            f"the path's sigma / alpha runs from {reach[0]:.3g} to {reach[1]:.3g} and does not "
+            f"hold {len(ratios)} distinct times from {ratios[0]:.3g} to {ratios[-1]:.3g}"
+        )
+    return grid

@@ -1,0 +1,192 @@
+"""What the core passes around: model functions, scales, evaluations; and the checks they share.
+
+A *model function* is any callable `(x, t, cond) -> velocity`. A sampler may carry a little more
+through its scan, by one protocol that plain functions satisfy for free:
+
+  init(x) -> state                                     what the method remembers between steps
+  evaluate(state, x, t, cond, at) -> Evaluation, state one evaluation of the step that began at `at`
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+Cond = PyTree
+ModelFn = Callable[[Float[Array, "b *d"], Float[Array, " b"], Cond], Float[Array, "b *d"]]
+Scale = float | Array | Callable[[Array], Array]
+"""A guidance scale: a number, an array (one, or one an example), or a schedule over t.
+
+A Python number is compiled into the program; an array is an argument of it, so a sweep over
+arrays compiles once.
+"""
+
+
+class Evaluation(NamedTuple):
+    """What one evaluation of a guided model tells a sampler; all fields but the last `b *d`.
+
+    Attributes:
+      velocity: the guided velocity.
+      conditional: the velocity of the conditional branch alone.
+      renoise: the velocity whose noise estimate renoises a data estimate (CFG++: the null branch).
+      variance: where a network predicts it, the position in [-1, 1] between the smallest and the
+        largest log variance of an ancestral step; otherwise None.
+    """
+
+    velocity: Array
+    conditional: Array
+    renoise: Array
+    variance: Array | None = None
+
+    @classmethod
+    def plain(cls, velocity: Array) -> "Evaluation":
+        """The evaluation of a model without guidance: every field is its velocity."""
+        return cls(velocity, velocity, velocity)
+
+
+def init_state(model: ModelFn, x: Array) -> PyTree:
+    """Return what `model` remembers before its first step; nothing for a plain function."""
+    return model.init(x) if hasattr(model, "init") else ()
+
+
+def evaluate(
+    model: ModelFn, state: PyTree, x: Array, t: Array, cond: Cond, at: Array
+) -> tuple[Evaluation, PyTree]:
+    """Evaluate `model` at `(x, t)` within the step that began at time `at`.
+
+    `at` is what schedules of the scale are read at, so that a step's second evaluation is guided
+    as its first.
+    """
+    if hasattr(model, "evaluate"):
+        return model.evaluate(state, x, t, cond, at)
+    velocity = model(x, t, cond)
+    if jnp.shape(velocity) != jnp.shape(x):
+        raise ValueError(
+            f"the model must return a velocity of x's shape {jnp.shape(x)}, got "
+            f"{jnp.shape(velocity)}; a network with extra output channels goes through "
+            "predictions.as_velocity"
+        )
+    return Evaluation.plain(velocity), state
+
+
+T = TypeVar("T")
+
+
+def pytree(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen dataclass whose fields are pytree children.
+
+    Rebuilding such an object with equal static parts and other arrays does not recompile a sampler.
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    return jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
+
+
+def scale_at(scale: Scale, t: Array) -> Array | float:
+    """Return the scale at time `t`."""
+    return scale(t) if callable(scale) else scale
+
+
+def expand(weight: Array | float, like: Array) -> Array | float:
+    """Give a per-example weight `b` the trailing axes of `like`, `b *d`; numbers pass."""
+    if jnp.ndim(weight) == 0:
+        return weight
+    return jnp.reshape(weight, (-1,) + (1,) * (jnp.ndim(like) - 1))
+
+
+def example_keys(key: PRNGKeyArray, batch: int) -> PRNGKeyArray:
+    """Return one key an example: `fold_in(key, i)`, or `key` itself where it is already a batch.
+
+    Raises:
+      ValueError: `key` is a batch of another size.
+    """
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    keys = key if typed else jax.random.wrap_key_data(key)
+    if keys.ndim == 0:
+        return jax.vmap(lambda i: jax.random.fold_in(keys, i))(jnp.arange(batch))
+    if keys.shape != (batch,):
+        raise ValueError(f"key must be one key or one an example ({batch},), got {keys.shape}")
+    return keys
+
+
+def concrete(value: Any) -> np.ndarray | None:
+    """Return `value` as numpy where its numbers are known while tracing, else None."""
+    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+
+
+def check_floating(name: str, value: Array) -> None:
+    """Raise ValueError unless `value` is a floating-point array."""
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        raise ValueError(f"{name} must be floating point, got {jnp.result_type(value)}")
+
+
+def check_number(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> None:
+    """Raise ValueError unless `value` is a finite number, or array of them, in [low, high]."""
+    if callable(value) or isinstance(value, str | bool) or value is None:
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    known = concrete(value)
+    if known is None:
+        return
+    if known.dtype.kind not in "fiu" and jnp.result_type(value) != jnp.bfloat16:
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    numbers = known.astype(np.float64)
+    if not np.all(np.isfinite(numbers) & (numbers >= low) & (numbers <= high)):
+        raise ValueError(f"{name} must be a finite number in [{low:g}, {high:g}], got {value}")
+
+
+def check_scale(scale: Any) -> None:
+    """Raise ValueError unless `scale` is a number, an array of shape () or (b,), or a callable."""
+    if callable(scale):
+        return
+    check_number("scale", scale)
+    if jnp.ndim(scale) > 1:
+        raise ValueError(f"scale must have shape () or (batch,), got {jnp.shape(scale)}")
+
+
+def check_times(t: Array, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `t` is floating point of `shape`, with values in [0, 1] where known."""
+    check_floating("t", t)
+    if jnp.shape(t) != shape:
+        hint = "; vmap over the batch" if shape == () else ""
+        raise ValueError(f"t must have shape {shape}, got {jnp.shape(t)}{hint}")
+    known = concrete(t)
+    if known is not None and not np.all((known >= 0) & (known <= 1)):
+        raise ValueError(f"times must lie in [0, 1], t = 0 noise and t = 1 data, got {known}")
+
+
+def check_batch(name: str, tree: PyTree, batch: int) -> None:
+    """Raise ValueError unless every leaf of `tree` has a leading axis of size `batch`."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != batch:
+            where = name + jax.tree_util.keystr(path)
+            raise ValueError(f"{where} must have {batch} examples first, got {jnp.shape(leaf)}")
+
+
+def broadcast_null(null: Cond, cond: Cond) -> Cond:
+    """Give the null condition the batch axis of `cond`, leaf by leaf.
+
+    A leaf of cond's own shape is one null an example (a negative prompt); one without the batch axis
+    serves all examples.
+
+    Raises:
+      ValueError: the structures, shapes or dtypes of the two do not match.
+    """
+    ours, theirs = jax.tree.structure(cond), jax.tree.structure(null)
+    if ours != theirs:
+        raise ValueError(f"null must have the structure of cond, {ours}, got {theirs}")
+
+    def give(where: tuple, one: Array, many: Array) -> Array:
+        shape, dtype = jnp.shape(many), jnp.result_type(many)
+        same_kind = jnp.result_type(one).kind == dtype.kind
+        if jnp.shape(one) not in (shape, shape[1:]) or not same_kind:
+            raise ValueError(
+                f"null{jax.tree_util.keystr(where)} must have shape {shape[1:]} or {shape} and a "
+                f"dtype like {dtype}, got {jnp.shape(one)} {jnp.result_type(one)}"
+            )
+        return jnp.broadcast_to(jnp.asarray(one, dtype), shape)
+
+    return jax.tree_util.tree_map_with_path(give, null, cond)
