@@ -7,6 +7,7 @@ from typing import Protocol, TypedDict
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt64
+from numpy.typing import DTypeLike
 
 from guidedflow.data.draws import hash64
 
@@ -103,6 +104,14 @@ class Dataset:
         if not 0 < count <= self.length:
             raise ValueError(f"expected 1 to {self.length} examples, got {count}")
         return self.read(np.arange(count))
+
+
+def remember(
+    source: Source, stored_shape: tuple[int, int, int], dtype: DTypeLike, cache_bytes: int
+) -> Source:
+    """Return the source itself, or one that keeps what it has read where all of it fits."""
+    size = len(source) * int(np.prod(stored_shape)) * np.dtype(dtype).itemsize
+    return Remembered(source, stored_shape, np.dtype(dtype)) if size <= cache_bytes else source
 
 
 class Remembered:

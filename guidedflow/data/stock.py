@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf import message as protobuf
 from jaxtyping import Int, UInt8
-from tensorflow_datasets.core.data_sources.base import BaseDataSource
 
-from guidedflow.data.dataset import Dataset, Indices, Remembered
+from guidedflow.data.dataset import Dataset, Indices, remember
 from guidedflow.data.images import (
     DECODE_ERRORS,
     check_channels,
@@ -23,7 +23,11 @@ from guidedflow.data.images import (
     resize_array,
     size_of,
 )
+from guidedflow.data.records import Records, Shard
 from guidedflow.registry import choose
+
+# What a record that is whole, but not an example of these features, raises.
+_PARSE_ERRORS = (KeyError, TypeError, IndexError, protobuf.DecodeError)
 
 _SPEC = re.compile(r"(?P<path>\w+(/[\w.+-]+)?)(:(?P<version>\d+\.\d+\.\d+))?")
 
@@ -66,48 +70,42 @@ def _versions(folder: Path) -> dict[tuple[int, ...], Path]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Records:
-    """Examples of one split: array_record files, decoded to the wanted size."""
+class _Examples:
+    """Examples of one split, decoded to the wanted size."""
 
-    data: BaseDataSource
+    records: Records
+    features: tfds.features.FeaturesDict
     image: str
     label: str | None
-    encoded: bool
     size: tuple[int, int]
     channels: int
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.records)
 
     def gather(self, indices: Indices) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, "n"]]:
         images = np.empty((len(indices), *self.size, self.channels), np.uint8)
         labels = np.zeros(len(indices), np.int32)
-        for row, index in enumerate(indices.tolist()):
+        # Pictures are decoded here, where the target size is known, and not by tfds.
+        skip = {self.image: tfds.decode.SkipDecoding()} if self._encoded else None
+        for row, record in enumerate(self.records.read(indices)):
             try:
-                example = self.data[index]
+                example = self.features.deserialize_example_np(record, decoders=skip)
                 images[row] = self._picture(example[self.image])
-            except (*DECODE_ERRORS, IndexError, KeyError, RuntimeError) as error:
-                raise ValueError(f"cannot read {self._place(index)}: {error}") from error
-            if self.label is not None:
-                labels[row] = example[self.label]
+                labels[row] = 0 if self.label is None else example[self.label]
+            except (*DECODE_ERRORS, *_PARSE_ERRORS) as error:
+                place = self.records.place(int(indices[row]))
+                raise ValueError(f"cannot decode {place}: {error}") from error
         return images, labels
 
+    @property
+    def _encoded(self) -> bool:
+        return isinstance(self.features[self.image], tfds.features.Image)
+
     def _picture(self, stored: bytes | np.ndarray) -> UInt8[np.ndarray, "h w c"]:
-        if self.encoded:
+        if self._encoded:
             return decode_file(bytes(stored), self.size, self.channels)
         return resize_array(np.asarray(stored), self.size)
-
-    def _place(self, index: int) -> str:
-        within = index
-        split = self.data.split
-        for part in self.data.dataset_info.splits[split].file_instructions:
-            if within < part.take:
-                return (
-                    f"record {part.skip + within} of {part.filename} "
-                    f"(example {index} of split {split!r})"
-                )
-            within -= part.take
-        return f"example {index} of split {split!r}"
 
 
 def open_prepared(
@@ -130,60 +128,60 @@ def open_prepared(
       ValueError: unreadable files, another file format, an unknown split, no image feature, or
         stored sizes that vary with no `image_size` given.
     """
-    try:
-        builder = tfds.builder_from_directory(os.fspath(folder))
-        info = builder.info
-        features = dict(info.features)
-    except Exception as error:
-        # Damaged metadata ends as protobuf, JSON, key or type errors.
-        raise ValueError(f"cannot read the data set description in {folder}: {error}") from error
+    info = _description(folder)
     if info.file_format is None or info.file_format.value != "array_record":
         stored_as = "an unknown format" if info.file_format is None else info.file_format.value
         raise ValueError(
             f"{folder} is stored as {stored_as}; only array_record is read without TensorFlow: "
             f"prepare it again in another folder with: guidedflow prepare {name} --data_dir=DIR"
         )
-    choose(f"split of {name!r}", split.split("[")[0], dict(info.splits))
-    image, label = _image_and_label(name, features)
-    stored = features[image].shape
+    image, label = _image_and_label(name, info.features)
+    stored = info.features[image].shape
     channels = stored[-1]
     check_channels(channels)
-    size = size_of(
-        stored[:2] if image_size is None and None not in stored else _given(name, image_size)
-    )
-    encoded = isinstance(features[image], tfds.features.Image)
-    records = _Records(
-        _open_split(builder, folder, split, {image: tfds.decode.SkipDecoding()} if encoded else {}),
-        image,
-        label,
-        encoded,
-        size,
-        channels,
-    )
-    shape = (*size, channels)
-    fits = len(records) * int(np.prod(shape)) <= cache_bytes
+    if image_size is None and None in stored:
+        raise ValueError(f"the images of {name!r} differ in size: give image_size")
+    size = size_of(stored[:2] if image_size is None else image_size)
+    shards = _shards(info, name, split)
+    records = Records(shards)
+    examples = _Examples(records, info.features, image, label, size, channels)
+    classes = info.features[label] if label is not None else None
     return Dataset(
-        source=Remembered(records, shape, np.dtype(np.uint8)) if fits else records,
-        image_shape=shape,
-        num_classes=features[label].num_classes if label is not None else 1,
-        class_names=tuple(features[label].names) if label is not None else (),
+        source=remember(examples, (*size, channels), np.uint8, cache_bytes),
+        image_shape=(*size, channels),
+        num_classes=classes.num_classes if classes is not None else 1,
+        class_names=tuple(classes.names) if classes is not None else (),
         identity={
             "name": name,
             "version": str(info.version),
             "split": split,
             "length": len(records),
-            "image_shape": list(shape),
+            "image_shape": [*size, channels],
         },
     )
 
 
-def _given(name: str, image_size: int | tuple[int, int] | None) -> int | tuple[int, int]:
-    if image_size is None:
-        raise ValueError(f"the images of {name!r} differ in size: give image_size")
-    return image_size
+def _description(folder: Path) -> tfds.core.DatasetInfo:
+    try:
+        return tfds.builder_from_directory(os.fspath(folder)).info
+    except Exception as error:
+        # Damaged metadata ends as protobuf, JSON, key or type errors.
+        raise ValueError(f"cannot read the data set description in {folder}: {error}") from error
 
 
-def _image_and_label(name: str, features: dict) -> tuple[str, str | None]:
+def _shards(info: tfds.core.DatasetInfo, name: str, split: str) -> list[Shard]:
+    choose(f"split of {name!r}", split.split("[")[0], info.splits)
+    try:
+        parts = info.splits[split].file_instructions
+    except Exception as error:
+        # tfds has several ways of disliking a slice.
+        raise ValueError(
+            f"expected a split like 'train' or 'train[:90%]', got {split!r}: {error}"
+        ) from error
+    return [Shard(p.filename, p.skip, p.take, p.examples_in_shard) for p in parts]
+
+
+def _image_and_label(name: str, features: tfds.features.FeaturesDict) -> tuple[str, str | None]:
     images = [
         key
         for key, feature in features.items()
@@ -197,13 +195,3 @@ def _image_and_label(name: str, features: dict) -> tuple[str, str | None]:
         "image" if "image" in images else images[0],
         "label" if "label" in labels else labels[0] if labels else None,
     )
-
-
-def _open_split(
-    builder: tfds.core.DatasetBuilder, folder: Path, split: str, decoders: dict
-) -> BaseDataSource:
-    try:
-        return builder.as_data_source(split, decoders=decoders or None)
-    except Exception as error:
-        # A truncated file, a missing file and a malformed slice come as unrelated classes.
-        raise ValueError(f"cannot open split {split!r} of {folder}: {error}") from error
