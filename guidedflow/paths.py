@@ -1,13 +1,13 @@
 """Paths from noise to data: x_t = alpha(t) * data + sigma(t) * noise, t = 0 noise, t = 1 data.
 
-| path               | alpha(t)           | sigma(t)                    | alpha(0) | sigma(0)  | at t = 1             |
-|--------------------|--------------------|-----------------------------|----------|-----------|----------------------|
-| Linear             | t                  | 1 - t                       | 0        | 1         | sigma = 0            |
-| Trigonometric      | sin(pi t / 2)      | cos(pi t / 2)               | 0        | 1         | sigma = 0            |
-| VariancePreserving | exp(-B(1 - t) / 2) | sqrt(1 - alpha^2)           | 0.0066   | 1         | sigma = 0, slope -inf|
-| DiscreteBeta       | sqrt(alpha_bar)    | sqrt(1 - alpha_bar)         | 0.0064   | 1         | sigma = 0, steep     |
-| VarianceExploding  | 1                  | sigma_max^(1-t) sigma_min^t | 1        | sigma_max | sigma = sigma_min    |
-| EDM                | 1                  | sigma_max (1 - t)^rho       | 1        | sigma_max | sigma = 0, slope 0   |
+| path              | alpha(t)          | sigma(t)                   | alpha(0)| sigma(0) | sigma(1)     |
+|-------------------|-------------------|----------------------------|---------|----------|--------------|
+| Linear            | t                 | 1 - t                      | 0       | 1        | 0            |
+| Trigonometric     | sin(pi t / 2)     | cos(pi t / 2)              | 0       | 1        | 0            |
+| VariancePreserving| exp(-B(1 - t) / 2)| sqrt(1 - alpha^2)          | 0.0066  | 1        | 0, slope -inf|
+| DiscreteBeta      | sqrt(alpha_bar)   | sqrt(1 - alpha_bar)        | 0.0064  | 1        | 0, slope -inf|
+| VarianceExploding | 1                 | sigma_max^(1-t) sigma_min^t| 1       | sigma_max| sigma_min    |
+| EDM               | 1                 | sigma_max (1 - t)^rho      | 1       | sigma_max| 0, slope 0   |
 
 B(s) is the integral of beta. Where sigma' is infinite the velocity is too: end an ODE grid a little
 before t = 1 there (`times.uniform_grid(steps, high=1 - 1e-3)`), or sample with the diffusion
@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 from guidedflow.types import check_floating, check_number, check_times
 
 Time = Float[Array, ""]
+TINY = float(np.finfo(np.float32).tiny)
 
 
 @runtime_checkable
@@ -197,7 +198,7 @@ class VarianceExploding:
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
-        check_number("sigma_min", self.sigma_min, np.finfo(np.float32).tiny)
+        check_number("sigma_min", self.sigma_min, TINY)
         check_number("sigma_max", self.sigma_max, self.sigma_min)
 
     def alpha(self, t: Time) -> Time:
@@ -227,7 +228,7 @@ class EDM:
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        check_number("sigma_max", self.sigma_max, np.finfo(np.float32).tiny)
+        check_number("sigma_max", self.sigma_max, TINY)
         check_number("rho", self.rho, 1)
 
     def alpha(self, t: Time) -> Time:

@@ -5,6 +5,7 @@ of steps + 1 increasing times, known when a sampler is traced.
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ from guidedflow.paths import Path, log_snr
 from guidedflow.types import check_number, concrete
 
 Draw = Callable[[PRNGKeyArray, int], Float[Array, " b"]]
+Times = TypeVar("Times", Array, np.ndarray)
 Grid = Float[np.ndarray, " steps+1"]
+TINY = float(np.finfo(np.float32).tiny)
 
 
 def draw_uniform(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
@@ -67,13 +70,13 @@ def draw_log_normal_sigma(
     return time_of_ratio(path, ratio)
 
 
-def shift(t: Array, factor: float) -> Array:
+def shift(t: Times, factor: float) -> Times:
     """Move times towards the noise end for factor > 1; 1 leaves them.
 
     s -> factor s / (1 + (factor - 1) s) on s = 1 - t.  Esser et al. 2024, eq. 23, where factor is
     the square root of the ratio of the numbers of pixels.
     """
-    check_number("factor", factor, np.finfo(np.float32).tiny)
+    check_number("factor", factor, TINY)
     return t / (t + factor * (1 - t))
 
 
@@ -149,7 +152,7 @@ def shifted_grid(steps: int, factor: float = 3.0, low: float = 0.0, high: float 
 
     sigma_i -> factor sigma_i / (1 + (factor - 1) sigma_i).  Esser et al. 2024, eq. 23.
     """
-    return np.asarray(shift(uniform_grid(steps, low, high).astype(np.float64), factor), np.float32)
+    return shift(uniform_grid(steps, low, high).astype(np.float64), factor).astype(np.float32)
 
 
 def quadratic_grid(steps: int, low: float = 0.0, high: float = 1.0) -> Grid:
@@ -180,7 +183,7 @@ def karras_grid(
         together in float32 because the path does not reach the range.
     """
     _check_steps(steps)
-    check_number("sigma_min", sigma_min, np.finfo(np.float32).tiny)
+    check_number("sigma_min", sigma_min, TINY)
     check_number("sigma_max", sigma_max, sigma_min)
     check_number("rho", rho, 1)
     fractions = np.arange(steps) / max(steps - 1, 1)
@@ -200,7 +203,7 @@ def log_snr_grid(steps: int, path: Path, low: float = 1e-3, high: float = 1 - 1e
     ends = [float(log_snr(path, jnp.float32(t))) for t in (low, high)]
     if not np.all(np.isfinite(ends)):
         raise ValueError(f"log-SNR must be finite at low and high, got {ends}; move them inside")
-    levels = np.linspace(*ends, steps) if steps > 1 else np.asarray(ends[:1])
+    levels = np.linspace(ends[0], ends[1], steps) if steps > 1 else np.asarray(ends[:1])
     return _grid_at(path, np.exp(-0.5 * levels))
 
 

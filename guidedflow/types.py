@@ -9,14 +9,15 @@ through its scan, by one protocol that plain functions satisfy for free:
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-Cond = PyTree
+Cond = Any
+"""A pytree of conditions, every leaf with the batch first."""
 ModelFn = Callable[[Float[Array, "b *d"], Float[Array, " b"], Cond], Float[Array, "b *d"]]
 Scale = float | Array | Callable[[Array], Array]
 """A guidance scale: a number, an array (one, or one an example), or a schedule over t.
@@ -76,6 +77,7 @@ def evaluate(
 T = TypeVar("T")
 
 
+@dataclass_transform(frozen_default=True)
 def pytree(cls: type[T]) -> type[T]:
     """Make `cls` a frozen dataclass whose fields are pytree children.
 
@@ -175,7 +177,7 @@ def broadcast_null(null: Cond, cond: Cond) -> Cond:
     Raises:
       ValueError: the structures, shapes or dtypes of the two do not match.
     """
-    ours, theirs = jax.tree.structure(cond), jax.tree.structure(null)
+    ours, theirs = str(jax.tree.structure(cond)), str(jax.tree.structure(null))
     if ours != theirs:
         raise ValueError(f"null must have the structure of cond, {ours}, got {theirs}")
 

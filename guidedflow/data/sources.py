@@ -7,9 +7,15 @@ import os
 import re
 from pathlib import Path
 
-from guidedflow.data import digits, stock
+from guidedflow.data import stock
 from guidedflow.data.dataset import Dataset
-from guidedflow.registry import nearest
+from guidedflow.data.digits import prepare_digits
+from guidedflow.data.folder import open_folder
+from guidedflow.data.images import size_of
+from guidedflow.data.latents import open_latents
+from guidedflow.registry import choose, nearest
+
+_KINDS = ("tfds", "folder", "latents")
 
 
 def default_data_dir() -> Path:
@@ -40,7 +46,8 @@ def load(
 
     Args:
       spec: "digits" (prepared on first use), the name of a prepared tensorflow-datasets set with
-        or without "tfds:" before it ("cifar10", "tfds:imagenet_resized/64x64").
+        or without "tfds:" before it ("cifar10", "tfds:imagenet_resized/64x64"), "folder:PATH" for
+        pictures in class subfolders, "latents:PATH" for what `write_latents` wrote.
       split: "train", "test", ... as the set has them; for stock sets also "train[:90%]".
       image_size: side or (height, width): resized to cover it, then cropped at the centre; None
         keeps a fixed stored size.
@@ -51,37 +58,51 @@ def load(
         command that prepares it), or files that cannot be read (with the file).
     """
     kind, _, rest = spec.partition(":")
+    if kind == "folder":
+        return open_folder(rest, split=split, image_size=image_size, cache_bytes=cache_bytes)
+    if kind == "latents":
+        dataset = open_latents(rest, split=split, cache_bytes=cache_bytes)
+        if image_size is not None and size_of(image_size) != dataset.image_shape[:2]:
+            raise ValueError(
+                f"latents in {rest} are {dataset.image_shape[:2]}, not {size_of(image_size)}; "
+                "they cannot be resized"
+            )
+        return dataset
     name = rest if kind == "tfds" else spec
     if name == "digits":
-        root = _roots(data_dir)[0]
-        folder = digits.prepare_digits(root)
+        folder = prepare_digits(_roots(data_dir)[0])
     else:
-        roots = _roots(data_dir)
-        found = stock.find_prepared(name, roots)
-        if found is None:
-            raise ValueError(_not_prepared(name, roots))
-        folder = found
+        folder = _find(name, _roots(data_dir))
     return stock.open_prepared(
         folder, name=name, split=split, image_size=image_size, cache_bytes=cache_bytes
     )
 
 
-def _stock_names() -> list[str]:
+def _find(name: str, roots: list[Path]) -> Path:
+    if re.match(r"[a-z]+:(?!\d)", name):
+        choose("kind of data set", name.partition(":")[0], dict.fromkeys(_KINDS))
+    found = stock.find_prepared(name, roots)
+    if found is None:
+        _check_known(name)
+        raise ValueError(
+            f"data set {name!r} is not prepared in {' or '.join(map(str, roots))}; prepare it once "
+            f"(downloads; needs pip install 'guidedflow[tfds]') with: "
+            f"guidedflow prepare {name} --data_dir={roots[0]}"
+        )
+    return found
+
+
+def _check_known(name: str) -> None:
+    """Raise where neither guidedflow nor tensorflow-datasets has a set of this name."""
     import tensorflow_datasets as tfds
 
     # Community sets would be listed over the network.
-    return tfds.list_builders(with_community_datasets=False)
-
-
-def _not_prepared(name: str, roots: list[Path]) -> str:
-    known = [*_stock_names(), "digits"]
+    known = [*tfds.list_builders(with_community_datasets=False), "digits"]
     if re.split("[/:]", name)[0] not in known:
-        return f"unknown data set {name!r}{nearest(name, known)}"
-    return (
-        f"data set {name!r} is not prepared in {' or '.join(map(str, roots))}; prepare it once "
-        f"(downloads; needs pip install 'guidedflow[tfds]') with: "
-        f"guidedflow prepare {name} --data_dir={roots[0]}"
-    )
+        raise ValueError(
+            f"unknown data set {name!r}{nearest(name, known)}; known: digits, folder:PATH, "
+            "latents:PATH, and the image sets of tensorflow-datasets"
+        )
 
 
 def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
@@ -100,13 +121,11 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
     name = name.removeprefix("tfds:")
     root = _roots(data_dir)[0]
     if name == "digits":
-        return digits.prepare_digits(root)
+        return prepare_digits(root)
     found = stock.find_prepared(name, [root])
     if found is not None:
         return found
-    known = [*_stock_names(), "digits"]
-    if re.split("[/:]", name)[0] not in known:
-        raise ValueError(f"unknown data set {name!r}{nearest(name, known)}")
+    _check_known(name)
     if importlib.util.find_spec("tensorflow") is None:
         raise ValueError(
             f"preparing {name!r} needs TensorFlow once: pip install 'guidedflow[tfds]'; reading it "

@@ -148,6 +148,7 @@ def _run(static: _Static, arrays: list, noise: Array, ts: Array, cond: Cond, key
         carry = advance(static.solver, carry, times)
         return carry, carry[0] if static.trajectory else None
 
+    states: Any
     carry, states = jax.lax.scan(body, carry, scanned)
     if static.last is not None:
         carry = advance(static.last, carry, jax.tree.map(lambda a: a[-1], times))
