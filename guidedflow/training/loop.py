@@ -1,0 +1,331 @@
+"""The loop: joins batches, the compiled step, checkpoints and everything that watches."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from guidedflow import data
+from guidedflow.training import config as configs
+from guidedflow.training import metrics, parallel, pictures, throughput, workdir
+from guidedflow.training.build import Task, build
+from guidedflow.training.checkpoint import Checkpointer, Keep, Record, restore, steps_in
+from guidedflow.training.preemption import StopRequests
+from guidedflow.training.state import TrainState
+
+# Steps whose results may be under way at once: enough that no device waits for Python, and few
+# enough that virtual CPU devices, which share one thread pool, cannot starve each other.
+IN_FLIGHT = 2
+
+
+@dataclass
+class Outcome:
+    """How a run ended: its state, and whether it was stopped before its last step."""
+
+    state: TrainState
+    stopped: bool
+
+
+def abstract_state(task: Task) -> TrainState:
+    """Return shapes, dtypes and shardings of the state, without computing anything."""
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    places = task.strategy.shardings(shapes)
+    return jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places
+    )
+
+
+def start_state(
+    task: Task, folder: Path, resume: bool, say: Callable[[str], None]
+) -> tuple[TrainState, Record | None]:
+    """Return a fresh state, or the newest good checkpoint's.
+
+    Raises:
+      ValueError: the folder holds checkpoints and `resume` is off; or as `restore` has it.
+    """
+    abstract = abstract_state(task)
+    if steps_in(folder):
+        if not resume:
+            raise ValueError(
+                f"{folder.parent} already holds a run at step {steps_in(folder)[-1]}; "
+                "add --resume to go on with it, or take another workdir"
+            )
+        state_and_record = restore(folder, abstract, task.identity, repair=True, say=say)
+        if state_and_record is not None:
+            return state_and_record
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(task.init, out_shardings=places)(jax.random.key(task.config.seed)), None
+
+
+class HeldOut:
+    """Loss on held-out examples with the averaged parameters, the same draws every time."""
+
+    def __init__(self, task: Task) -> None:
+        self._strategy = parallel.Sharded(task.strategy.mesh)
+        self._key = jax.random.key(task.config.seed + 1)
+        source = _Numbered(task.batches(task.held_out))
+        self._batches = [source[i] for i in range(task.config.held_out.batches)]
+        whole = NamedSharding(task.strategy.mesh, P())
+        self._loss = jax.jit(
+            lambda params, batch, key: jnp.mean(task.loss_fn(params, batch, key)),
+            out_shardings=whole,
+        )
+
+    def __call__(self, state: TrainState) -> float:
+        losses = [
+            self._loss(state.ema, self._strategy.place_batch(b), jax.random.fold_in(self._key, i))
+            for i, b in enumerate(self._batches)
+        ]
+        return float(np.mean([float(loss) for loss in losses]))
+
+
+class _Numbered:
+    """Batches with `index`, each row's place in the global batch, which its draws depend on."""
+
+    def __init__(self, batches: data.Batches) -> None:
+        self._batches = batches
+        first = jax.process_index() * batches.local
+        self._index = np.arange(first, first + batches.local, dtype=np.int32)
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        return {**self._batches[step], "index": self._index}
+
+
+class Run:
+    """One run of a task in a workdir, from its first or a resumed step to its last."""
+
+    def __init__(self, task: Task, folder: Path, resume: bool, display: bool = True) -> None:
+        self.task, self.folder, self.config = task, folder, task.config
+        self.lead = jax.process_index() == 0
+        say = print if self.lead and display else (lambda line: None)
+        checkpoints = workdir.checkpoints(folder)
+        self.state, record = start_state(task, checkpoints, resume, say)
+        self.step = record.step if record else 0
+        self.pending: metrics.Pending = list(record.pending) if record else []
+        self.rated: dict[str, float] = dict(record.metrics) if record else {}
+        if record:
+            say(f"resumed from step {self.step}")
+        options = self.config.checkpoint
+        self.checkpointer = Checkpointer(
+            checkpoints,
+            task.identity,
+            configs.resolved(self.config),
+            Keep(options.keep_last, options.keep_every, options.keep_best),
+        )
+        self.display = metrics.Display(self.step, self.config.steps, not (self.lead and display))
+        self.sinks = self._open_sinks() if self.lead else []
+        self.clocks = (
+            metrics.JsonLines(folder / "throughput.jsonl", self.step) if self.lead else None
+        )
+        self.in_flight: deque[dict[str, Array]] = deque()
+        self.held_out = HeldOut(task) if task.held_out and self.config.held_out.every else None
+        self.sampler = pictures.make_sampler(task) if self.config.sample.every else None
+
+    def _open_sinks(self) -> list[metrics.Sink]:
+        log, start = self.config.log, self.step
+        sinks: list[metrics.Sink] = [metrics.JsonLines(self.folder / "metrics.jsonl", start)]
+        if log.tensorboard:
+            sinks.append(metrics.TensorBoard(self.folder / "tensorboard", start))
+        if log.wandb:
+            resolved = configs.resolved(self.config)
+            sinks.append(metrics.WeightsAndBiases(log.wandb, self.folder, resolved))
+        return sinks
+
+    def fit(self) -> Outcome:
+        """Train to the last step, or to the one after which a stop was asked for.
+
+        Raises:
+          FloatingPointError: a loss or gradient was not finite and the config says to stop.
+          SaveError: a checkpoint could not be written.
+        """
+        with ExitStack() as stack:
+            stops = stack.enter_context(StopRequests())
+            stack.callback(self._close)
+            if self.step >= self.config.steps:
+                self.display.say(f"nothing to do: the run is at its last step, {self.step}")
+                return Outcome(self.state, False)
+            batches = stack.enter_context(self._input())
+            key = jax.random.key(self.config.seed)
+            compiled = self._compile(key)
+            self.meter = self._make_meter(compiled, batches)
+            for step, batch in batches:
+                with self._profiled(step):
+                    self.state, numbers = compiled(self.state, batch, key)
+                self._after_step(numbers, batches)
+                if stops.at(self.step):
+                    self._settle()
+                    self._save()
+                    self.checkpointer.wait()
+                    self.display.say(f"stopped as asked, saved step {self.step}")
+                    return Outcome(self.state, True)
+                if self.step == self.config.steps:
+                    break
+            self.checkpointer.wait()
+        return Outcome(self.state, False)
+
+    def _input(self) -> data.Prefetch:
+        options = self.config.input
+        return data.prefetch(
+            _Numbered(self.task.batches()),
+            self.step,
+            self.task.strategy.place_batch,
+            depth=options.depth,
+            threads=options.threads,
+            processes=options.processes,
+        )
+
+    def _compile(self, key: Array) -> Any:
+        began = time.perf_counter()
+        strategy = self.task.strategy
+        step = strategy.compile(self.task.step(), self.state)
+        batch = strategy.place_batch(_Numbered(self.task.batches())[self.step])
+        compiled = step.lower(self.state, batch, key).compile()
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+        self.display.say(
+            f"{count:,} parameters on {jax.device_count()} {jax.devices()[0].platform} devices; "
+            f"compiled in {time.perf_counter() - began:.1f} s"
+        )
+        return compiled
+
+    def _make_meter(self, compiled: Any, batches: data.Prefetch) -> throughput.Meter:
+        dtype = getattr(self.task.network, "dtype", jnp.float32)
+        peak = throughput.matmul_peak(dtype) if self.lead else 0.0
+        meter = throughput.Meter(self.config.batch, throughput.flops_of(compiled), peak)
+        meter.restart(batches.waited)
+        return meter
+
+    def _after_step(self, numbers: dict[str, Array], batches: data.Prefetch) -> None:
+        """Count the step, and do what is due at it: log, evaluate, sample, save, in this order."""
+        self.step += 1
+        self.meter.count()
+        self.display.advance()
+        self.in_flight.append(numbers)
+        if len(self.in_flight) > IN_FLIGHT:
+            self._collect()
+        due = partial(_due, self.step, self.config.steps)
+        if due(self.config.log.every):
+            self._settle()
+            self._log(batches)
+        if self.held_out is not None and due(self.config.held_out.every):
+            self._settle()
+            with self._aside():
+                self.rated = {"held_out_loss": self.held_out(self.state)}
+            self._write(self.rated)
+        if self.sampler is not None and due(self.config.sample.every):
+            with self._aside():
+                self._draw()
+        if due(self.config.checkpoint.every):
+            self._settle()
+            with self._aside():
+                self._save()
+        self.checkpointer.poll()
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Leave what runs inside out of the training rate."""
+        began = time.perf_counter()
+        yield
+        self.meter.pause(began)
+
+    @contextmanager
+    def _profiled(self, step: int) -> Iterator[None]:
+        """Trace the steps that the config asks for."""
+        first, count = self.config.log.profile
+        if count and step == first:
+            jax.profiler.start_trace(str(self.folder / "profile"))
+        yield
+        if count and step == first + count - 1:
+            self._settle()
+            jax.block_until_ready(self.state)
+            jax.profiler.stop_trace()
+            self.display.say(f"profiler trace of {count} steps in {self.folder / 'profile'}")
+
+    def _collect(self) -> None:
+        """Bring the oldest metrics under way to the host, waiting for that step."""
+        numbers = jax.device_get(self.in_flight.popleft())
+        self.pending.append({name: float(value) for name, value in numbers.items()})
+        step = self.step - len(self.in_flight)
+        if not self.pending[-1]["finite"] and self.config.nonfinite == "stop":
+            saved = steps_in(workdir.checkpoints(self.folder))
+            newest = f"the newest checkpoint is step {saved[-1]}" if saved else "nothing is saved"
+            raise FloatingPointError(
+                f"loss or gradient is not finite at step {step}; {newest}; lower the learning "
+                "rate, or set config.nonfinite=skip to leave such updates out"
+            )
+
+    def _settle(self) -> None:
+        while self.in_flight:
+            self._collect()
+
+    def _write(self, record: dict[str, float]) -> None:
+        for sink in self.sinks:
+            sink.write(self.step, record)
+
+    def _log(self, batches: data.Prefetch) -> None:
+        record = metrics.summarize(self.pending)
+        self.pending.clear()
+        self._write(record)
+        clocks = self.meter.read(batches.waited)
+        if self.clocks is not None:
+            self.clocks.write(self.step, clocks)
+            for sink in self.sinks[1:]:
+                sink.write(self.step, clocks)
+        self.display.record(self.step, {**record, **clocks})
+
+    def _draw(self) -> None:
+        sample, labels = self.sampler
+        images = sample(self.state.ema, jax.random.key(self.config.seed))
+        if not self.lead:
+            return
+        folder = self.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        options = self.config.sample
+        title = f"step {self.step}, w = {options.scale:g}, Heun, {options.steps} steps"
+        path = folder / f"{self.step:08d}.png"
+        pictures.draw_grid(np.asarray(images), options.rows, title, path)
+        pictures.draw_loss(metrics.read(self.folder / "metrics.jsonl"), self.folder / "loss.png")
+
+    def _save(self) -> None:
+        self.checkpointer.save(self.state, self.rated, list(self.pending))
+
+    def _close(self) -> None:
+        self.display.close()
+        for sink in [*self.sinks, *([self.clocks] if self.clocks else [])]:
+            sink.close()
+
+
+def _due(step: int, last: int, every: int) -> bool:
+    """Whether something with this period is due at a step; everything is at the last one."""
+    return bool(every) and (step % every == 0 or step == last)
+
+
+def train(
+    config: ConfigDict, folder: Path, *, resume: bool = False, display: bool = True
+) -> Outcome:
+    """Train what a config describes in a workdir.
+
+    Raises:
+      ValueError: the config, the workdir or its checkpoints do not allow it.
+      FloatingPointError: a loss was not finite.
+      SaveError: a checkpoint could not be written.
+    """
+    with ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(workdir.locked(folder))
+        task = build(config)
+        run = Run(task, folder, resume, display)
+        if jax.process_index() == 0:
+            workdir.write_config(folder, configs.resolved(config))
+        return run.fit()

@@ -1,0 +1,102 @@
+"""What a run shows while it trains: grids of samples at a fixed seed, and the loss curve."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Key, PyTree, UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from guidedflow.guidance import classifier_free
+from guidedflow.samplers import draw_noise, sample_ode
+from guidedflow.times import uniform_grid
+from guidedflow.training.build import Task
+
+
+def make_sampler(task: Task) -> tuple[Callable[[PyTree, Key[Array, ""]], Array], Array]:
+    """Return (params, key) -> images of the fixed labels, compiled over all devices, and the labels.
+
+    Example i draws from fold_in(key, i), so a grid shows the same noise all through training.
+    Every process calls it at the same steps.
+    """
+    options, mesh = task.config.sample, task.strategy.mesh
+    classes = min(options.classes, task.dataset.num_classes)
+    labels = jnp.tile(jnp.arange(classes, dtype=jnp.int32), options.rows)
+    null = jnp.int32(task.dataset.num_classes)
+    # Padded to a multiple of the devices, so that each of them takes its share.
+    count = -(-labels.size // mesh.size) * mesh.size
+    padded = jnp.resize(labels, (count,))
+    shared = NamedSharding(mesh, P(("data", "fsdp")))
+
+    def sample(params: PyTree, key: Array) -> Array:
+        guided = classifier_free(task.model(params), null, options.scale)
+        noise = draw_noise(key, (count, *task.dataset.image_shape))
+        noise = jax.lax.with_sharding_constraint(noise, shared)
+        images = sample_ode(guided, noise, uniform_grid(options.steps), padded)
+        return images[: labels.size]
+
+    return jax.jit(sample, out_shardings=NamedSharding(mesh, P())), labels
+
+
+def to_uint8(images: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
+    """Round images in [-1, 1] to bytes; what lies outside is cut."""
+    return np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG under a temporary name and rename it into place."""
+    FigureCanvasAgg(figure)
+    temporary = path.with_name(f".{path.stem}.png")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
+
+
+def draw_grid(images: np.ndarray, rows: int, title: str, path: Path) -> None:
+    """Write a grid of images, one class a column, as PNG.
+
+    Args:
+      images: n h w c in [-1, 1], row after row; of latents the first channel is shown.
+    """
+    columns = len(images) // rows
+    pixels = to_uint8(images if images.shape[-1] in (1, 3) else images[..., :1])
+    height, width = pixels.shape[1:3]
+    grid = pixels.reshape(rows, columns, height, width, -1).transpose(0, 2, 1, 3, 4)
+    sheet = grid.reshape(rows * height, columns * width, -1)
+    size = (1.2 + 0.55 * columns, 1.2 + 0.55 * rows * height / width)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=255)
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel("class")
+    axes.set_ylabel("draw")
+    axes.set_xticks(width * (np.arange(columns) + 0.5) - 0.5, [str(i) for i in range(columns)])
+    axes.set_yticks(height * (np.arange(rows) + 0.5) - 0.5, [str(i) for i in range(rows)])
+    axes.tick_params(length=0)
+    save_figure(figure, path)
+
+
+def draw_loss(records: list[dict[str, Any]], path: Path) -> None:
+    """Write the training and held-out loss over the steps as PNG."""
+    figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for name, label, style in (
+        ("loss", "training", "-"),
+        ("held_out_loss", "held out, averaged parameters", "o-"),
+    ):
+        points = [(r["step"], r[name]) for r in records if name in r and np.isfinite(r[name])]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, markersize=3, linewidth=1.2, label=label)
+    axes.set_title("Loss")
+    axes.set_xlabel("step")
+    axes.set_ylabel("mean loss of an example")
+    axes.set_yscale("log")
+    axes.grid(alpha=0.3, which="both")
+    if axes.lines:
+        axes.legend(frameon=False)
+    save_figure(figure, path)

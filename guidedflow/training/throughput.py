@@ -1,0 +1,86 @@
+"""How fast a run goes: steps and images a second, input wait, FLOP utilisation, memory."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def flops_of(compiled: Any) -> float:
+    """Floating-point operations of a compiled program on one device, by XLA's count; 0 if unknown."""
+    try:
+        cost = compiled.cost_analysis()
+    except (NotImplementedError, RuntimeError):
+        return 0.0
+    cost = cost[0] if isinstance(cost, list) else cost
+    return float((cost or {}).get("flops", 0.0))
+
+
+def matmul_peak(dtype: Any, size: int = 0, seconds: float = 0.2) -> float:
+    """Measured FLOP/s of square matrix products on one device: what utilisation is relative to.
+
+    Args:
+      dtype: of the operands; the network's compute dtype.
+      size: side of the matrices; 0 for 1024 on CPU and 8192 elsewhere.
+      seconds: how long to measure, after one run to compile.
+    """
+    size = size or (1024 if jax.default_backend() == "cpu" else 8192)
+    operand = jnp.full((size, size), 1e-3, dtype)
+    product = jax.jit(jnp.matmul)
+    product(operand, operand).block_until_ready()
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        product(operand, operand).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
+
+
+def memory() -> dict[str, float]:
+    """Return bytes in use and at their peak on this process's first device, where it counts them."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    names = {"bytes_in_use": "memory_bytes", "peak_bytes_in_use": "memory_peak_bytes"}
+    return {ours: float(stats[theirs]) for theirs, ours in names.items() if theirs in stats}
+
+
+class Meter:
+    """Turns clocks into numbers, one interval between log lines after another.
+
+    Args:
+      batch: images a step, over all devices.
+      flops: operations of one step on one device; 0 if unknown.
+      peak: FLOP/s of one device; 0 leaves utilisation out.
+    """
+
+    def __init__(self, batch: int, flops: float, peak: float) -> None:
+        self._batch, self._flops, self._peak = batch, flops, peak
+        self.restart(0.0)
+
+    def restart(self, waited: float) -> None:
+        """Begin an interval; `waited` is the input's clock, seconds waited since the start."""
+        self._began, self._waited, self._steps = time.perf_counter(), waited, 0
+        self._paused = 0.0
+
+    def count(self) -> None:
+        """Count one step."""
+        self._steps += 1
+
+    def pause(self, began: float) -> None:
+        """Leave out the time since `began`: samples and evaluation are not training."""
+        self._paused += time.perf_counter() - began
+
+    def read(self, waited: float) -> dict[str, float]:
+        """End the interval, begin the next, and return its numbers."""
+        seconds = max(time.perf_counter() - self._began - self._paused, 1e-9)
+        rate = self._steps / seconds
+        numbers = {
+            "steps_per_second": rate,
+            "images_per_second": rate * self._batch,
+            "input_wait": (waited - self._waited) / seconds,
+            **memory(),
+        }
+        if self._peak and self._flops:
+            numbers["model_flop_utilisation"] = rate * self._flops / self._peak
+        self.restart(waited)
+        return numbers

@@ -1,0 +1,64 @@
+"""The folder of a run: who may write to it, and what stands in it.
+
+`config.json` the resolved config, `checkpoints/`, `metrics.jsonl` what a run computes (bit-identical
+for the same run), `throughput.jsonl` what clocks say, `samples/` and `loss.png`, `tensorboard/`.
+"""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from guidedflow.training.integrity import write_text
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Own `workdir` while the block runs; the lock goes with the process, however it ends.
+
+    Raises:
+      ValueError: another live process owns it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise ValueError(f"{workdir} is in use by a live run ({owner})") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def write_config(workdir: Path, resolved: dict[str, Any]) -> None:
+    """Write the resolved config as JSON."""
+    write_text(workdir / "config.json", json.dumps(resolved, indent=2) + "\n")
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """Return the resolved config of a run.
+
+    Raises:
+      ValueError: the folder holds no run.
+    """
+    try:
+        return json.loads((workdir / "config.json").read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"{workdir} holds no run (no config.json); train one with "
+            f"guidedflow train --config=… --workdir={workdir}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{workdir / 'config.json'} is damaged: {error}") from None
+
+
+def checkpoints(workdir: Path) -> Path:
+    """Return the folder of the checkpoints."""
+    return workdir / "checkpoints"
