@@ -69,10 +69,8 @@ def load(
             )
         return dataset
     name = rest if kind == "tfds" else spec
-    if name == "digits":
-        folder = prepare_digits(_roots(data_dir)[0])
-    else:
-        folder = _find(name, _roots(data_dir))
+    roots = _roots(data_dir)
+    folder = prepare_digits(roots[0]) if name == "digits" else _find(name, roots)
     return stock.open_prepared(
         folder, name=name, split=split, image_size=image_size, cache_bytes=cache_bytes
     )
