@@ -132,15 +132,25 @@ def init_params(network: nn.Module, image_shape: tuple[int, ...], key: Array) ->
     return network.init(key, x, t, jnp.zeros(1, jnp.int32))["params"]
 
 
+@dataclass(frozen=True)
+class Apply:
+    """A network as a function of its parameters; equal for equal networks, as `jit` wants it."""
+
+    network: nn.Module
+
+    def __call__(self, params: PyTree, x: Array, t: Array, cond: Any) -> Array:
+        return self.network.apply({"params": params}, x, t, cond)
+
+
 def model_fn(
     network: nn.Module, params: PyTree, path: paths.Path, predicts: predictions.Prediction
 ) -> ModelFn:
-    """Return the velocity field (x, t, cond) of a network with these parameters."""
+    """Return the velocity field (x, t, cond) of a network with these parameters.
 
-    def apply(x: Array, t: Array, cond: Any) -> Array:
-        return network.apply({"params": params}, x, t, cond)
-
-    return predictions.as_velocity(apply, path, predicts)
+    The parameters are leaves of it, so that a sampler takes them as arguments of one program.
+    """
+    bound = jax.tree_util.Partial(Apply(network), params)
+    return predictions.as_velocity(bound, path, predicts)
 
 
 def named(kind: str, table: Mapping[str, Callable[..., Any]], section: ConfigDict) -> Any:
