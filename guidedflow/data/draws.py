@@ -13,6 +13,12 @@ _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
 
 
+def _mix(state: UInt64[np.ndarray, "*n"]) -> UInt64[np.ndarray, "*n"]:
+    state = (state ^ (state >> np.uint64(30))) * _FIRST
+    state = (state ^ (state >> np.uint64(27))) * _SECOND
+    return state ^ (state >> np.uint64(31))
+
+
 def hash64(*words: Int[np.ndarray, "*n"] | UInt64[np.ndarray, "*n"] | int) -> np.ndarray:
     """Mix non-negative integers, broadcast against one another, into uniform 64-bit words.
 
@@ -20,10 +26,7 @@ def hash64(*words: Int[np.ndarray, "*n"] | UInt64[np.ndarray, "*n"] | int) -> np
     """
     state = np.zeros((1,), np.uint64)
     for word in words:
-        state = (state + _GOLDEN) ^ np.asarray(word).astype(np.uint64)
-        state = (state ^ (state >> np.uint64(30))) * _FIRST
-        state = (state ^ (state >> np.uint64(27))) * _SECOND
-        state = state ^ (state >> np.uint64(31))
+        state = _mix((state + _GOLDEN) ^ np.asarray(word).astype(np.uint64))
     return state
 
 
@@ -42,10 +45,16 @@ def normals(
 ) -> Float32[np.ndarray, "n *shape"]:
     """Draw standard normal numbers, `shape` of them an example (Box and Muller 1958).
 
-    z = sqrt(-2 log u1) cos(2 pi u2),  u1 in (0, 1], u2 in [0, 1), 32 bits each
+    z, z' = sqrt(-2 log u1) (cos, sin)(2 pi u2),  u1 in (0, 1], u2 in [0, 1), 32 bits each
+
+    The bits of an example are the SplitMix64 stream that starts at the hash of its draw.
     """
-    words = hash64(draws[:, None], purpose, np.arange(int(np.prod(shape)))[None])
+    count = int(np.prod(shape))
+    start = hash64(draws, purpose)[:, None]
+    words = _mix(start + _GOLDEN * np.arange(1, (count + 1) // 2 + 1, dtype=np.uint64))
     u1 = ((words >> np.uint64(32)).astype(np.float32) + np.float32(1)) * np.float32(2**-32)
     u2 = (words & np.uint64(0xFFFFFFFF)).astype(np.float32) * np.float32(2**-32)
-    normal = np.sqrt(-2 * np.log(u1)) * np.cos(np.float32(2 * np.pi) * u2)
-    return normal.reshape(len(draws), *shape).astype(np.float32)
+    # Rounding to float32 reaches 1, whose logarithm, 0, is a legal radius.
+    radius, angle = np.sqrt(-2 * np.log(u1)), np.float32(2 * np.pi) * u2
+    pairs = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return pairs[:, :count].reshape(len(draws), *shape)

@@ -28,6 +28,8 @@ from guidedflow.registry import choose
 _FORMAT = "guidedflow-latents"
 _VERSION = 1
 _DTYPES = ("float16", "float32")
+# Latents are nearly noise: compressing them saves 8% and costs four times the writing time.
+_OPTIONS = "group_size:1,uncompressed"
 _PURPOSE = 3
 
 
@@ -152,7 +154,7 @@ def _write_shards(
                     if writer is not None:
                         writer.close()
                     file = f"latents-{len(shards):05d}.array_record"
-                    writer = ArrayRecordWriter(os.fspath(folder / file), "group_size:1")
+                    writer = ArrayRecordWriter(os.fspath(folder / file), _OPTIONS)
                     shards.append({"file": file, "records": 0})
                 record = label.tobytes() + row.tobytes()
                 digest.update(record)

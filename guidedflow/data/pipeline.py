@@ -31,7 +31,9 @@ def random_flip(
 ) -> Float[np.ndarray, "n h w c"]:
     """Mirror each image left to right with probability 1/2, by its own draw."""
     flip = coins(draws, _FLIP)
-    return np.where(flip[:, None, None, None], image[:, :, ::-1], image)
+    flipped = image.copy()
+    flipped[flip] = image[flip, :, ::-1]
+    return flipped
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +68,7 @@ class _Order:
         return indices
 
 
-# Two: a batch may straddle epochs, and prefetching threads may be on either side.
+# More than one: a batch may straddle epochs, and prefetching threads may be on either side.
 @functools.lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, length: int) -> Int[np.ndarray, "length"]:
     order = permutation(int(hash64(seed, _ORDER)[0]), epoch, length)

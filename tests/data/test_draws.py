@@ -50,6 +50,15 @@ def test_normals_have_the_moments_of_a_normal():
     assert abs((z**4).mean() - 3) < 5 * np.sqrt(96 / n)
 
 
+def test_normals_that_share_bits_are_independent():
+    """The two halves of an example come in pairs: neither they nor their squares correlate."""
+    first, second = np.split(normals(hash64(np.arange(20_000)), (2,), 3), 2, axis=1)
+    tolerance = 5 / np.sqrt(20_000)
+    assert abs(np.corrcoef(first[:, 0], second[:, 0])[0, 1]) < tolerance
+    assert abs(np.corrcoef(first[:, 0] ** 2, second[:, 0] ** 2)[0, 1]) < tolerance
+
+
 def test_normals_of_an_example_depend_on_its_draw_alone():
     draws = hash64(np.arange(5))
     assert np.array_equal(normals(draws, (3,), 0)[3:], normals(draws[3:], (3,), 0))
+    assert normals(draws, (3, 5, 1), 0).dtype == np.float32

@@ -92,7 +92,6 @@ def test_a_flipped_bit_names_the_record_and_spares_the_others(tmp_path):
 
     def flip(file):
         content = bytearray(file.read_bytes())
-        # The record's own bytes, compressed or not, differ from file to file: flip by search.
         at = content.find(needle)
         assert at >= 0
         content[at] ^= 1
