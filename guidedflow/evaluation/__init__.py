@@ -1,0 +1,30 @@
+"""Judging samples against real images that the judge, and not the generator, may know."""
+
+from guidedflow.evaluation.distances import (
+    Gaussian,
+    fit_gaussian,
+    frechet,
+    frechet_of,
+    inception_score,
+    nearest,
+    precision_recall,
+)
+from guidedflow.evaluation.judge import Judge, Scores
+from guidedflow.evaluation.report import Report, plot, summary, table, to_json
+
+__all__ = [
+    "Gaussian",
+    "Judge",
+    "Report",
+    "Scores",
+    "fit_gaussian",
+    "frechet",
+    "frechet_of",
+    "inception_score",
+    "nearest",
+    "plot",
+    "precision_recall",
+    "summary",
+    "table",
+    "to_json",
+]

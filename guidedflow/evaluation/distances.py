@@ -1,0 +1,148 @@
+"""Distances between sets of samples, in any features: Fréchet, nearest neighbour, manifolds.
+
+All in float64 numpy: covariances of nearly constant features are singular, and single precision
+turns that into a distance that is negative or not a number.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+
+Features = Float[np.ndarray, "n d"]
+
+# Rows compared with all others at once; bounds the table of distances to 1,024 rows.
+_ROWS = 1024
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gaussian:
+    """Mean and covariance of a set of features.
+
+    Attributes:
+      mean: (d,).
+      covariance: (d, d), symmetric and positive semi-definite.
+    """
+
+    mean: Float[np.ndarray, " d"]
+    covariance: Float[np.ndarray, "d d"]
+
+
+def _check(name: str, features: np.ndarray, least: int) -> np.ndarray:
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2 or len(features) < least:
+        raise ValueError(
+            f"{name} must be at least {least} rows of features, got shape {features.shape}"
+        )
+    if not np.all(np.isfinite(features)):
+        raise ValueError(f"{name} must be finite; {np.sum(~np.isfinite(features))} numbers are not")
+    return features
+
+
+def fit_gaussian(features: Features) -> Gaussian:
+    """Return mean and covariance (divided by n - 1) of the rows.
+
+    Raises:
+      ValueError: fewer than two rows, or a number that is not finite.
+    """
+    features = _check("features", features, 2)
+    covariance = np.cov(features, rowvar=False)
+    return Gaussian(features.mean(axis=0), covariance.reshape((features.shape[1],) * 2))
+
+
+def frechet(a: Gaussian, b: Gaussian) -> float:
+    """Return the squared Fréchet (2-Wasserstein) distance between two Gaussians.
+
+    d^2 = |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2).
+
+    0 for equal ones. Estimated from n samples each it is biased upwards by a term that falls as
+    1 / n, so that compare only at equal n, beside real against real. The square root is taken of
+    the symmetric product, by eigenvalues, which stays real where covariances are singular.
+
+    Raises:
+      ValueError: the dimensions differ.
+    Source: Dowson & Landau 1982, eq. 16; as FID, Heusel et al. 2017, eq. 6.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"features must have one dimension, got {a.mean.shape} and {b.mean.shape}")
+    values, vectors = np.linalg.eigh(a.covariance)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    product = root @ b.covariance @ root
+    crossed = np.sqrt(np.maximum(np.linalg.eigvalsh((product + product.T) / 2), 0)).sum()
+    spread = np.trace(a.covariance) + np.trace(b.covariance) - 2 * crossed
+    return max(float(np.sum((a.mean - b.mean) ** 2) + spread), 0.0)
+
+
+def frechet_of(a: Features, b: Features) -> float:
+    """Return `frechet` between the Gaussians of two sets of features."""
+    return frechet(fit_gaussian(a), fit_gaussian(b))
+
+
+def _square_distances(rows: Features, others: Features) -> Float[np.ndarray, "n m"]:
+    """|x - y|^2 = |x|^2 - 2 x.y + |y|^2, cut at 0 where rounding crosses it."""
+    cross = rows @ others.T
+    norms = np.sum(rows**2, axis=1)[:, None] + np.sum(others**2, axis=1)[None, :]
+    return np.maximum(norms - 2 * cross, 0)
+
+
+def nearest(samples: Features, references: Features) -> Float[np.ndarray, " n"]:
+    """Return each sample's Euclidean distance to the nearest reference.
+
+    Against training images: much smaller than that of held-out images, the generator copies.
+
+    Raises:
+      ValueError: the dimensions differ, or a set is empty.
+    """
+    samples, references = _pair(samples, references, 1)
+    blocks = [
+        np.sqrt(_square_distances(samples[i : i + _ROWS], references).min(axis=1))
+        for i in range(0, len(samples), _ROWS)
+    ]
+    return np.concatenate(blocks)
+
+
+def _pair(a: Features, b: Features, least: int) -> tuple[Features, Features]:
+    a, b = _check("samples", a, least), _check("references", b, least)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"features must have one dimension, got {a.shape[1]} and {b.shape[1]}")
+    return a, b
+
+
+def _radii(features: Features, k: int) -> Float[np.ndarray, " n"]:
+    """Each row's squared distance to its k-th nearest other row."""
+    blocks = [
+        # Position 0 is the row itself, at distance 0.
+        np.partition(_square_distances(features[i : i + _ROWS], features), k, axis=1)[:, k]
+        for i in range(0, len(features), _ROWS)
+    ]
+    return np.concatenate(blocks)
+
+
+def precision_recall(samples: Features, references: Features, k: int = 3) -> tuple[float, float]:
+    """Return (precision, recall) by manifolds of k nearest neighbours.
+
+    precision = share of the samples within the k-th neighbour's distance of some reference;
+    recall = share of the references within the k-th neighbour's distance of some sample.
+
+    Raises:
+      ValueError: the dimensions differ, or a set has no k neighbours.
+    Source: Kynkäänniemi et al. 2019, eq. 1-3.
+    """
+    samples, references = _pair(samples, references, k + 1)
+    real, fake = _radii(references, k), _radii(samples, k)
+    covers = np.zeros(len(references), bool)
+    inside = np.zeros(len(samples), bool)
+    for i in range(0, len(samples), _ROWS):
+        squares = _square_distances(samples[i : i + _ROWS], references)
+        inside[i : i + _ROWS] = np.any(squares <= real[None, :], axis=1)
+        covers |= np.any(squares <= fake[i : i + _ROWS, None], axis=0)
+    return float(inside.mean()), float(covers.mean())
+
+
+def inception_score(probabilities: Float[np.ndarray, "n k"]) -> float:
+    """Return exp of the mean divergence of p(y given x) from its mean p(y); 1 to k.
+
+    IS = exp(E_x KL(p(y given x), p(y))).   Salimans et al. 2016, section 4.
+    """
+    p = np.clip(np.asarray(probabilities, np.float64), 1e-16, 1)
+    return float(np.exp(np.mean(np.sum(p * (np.log(p) - np.log(p.mean(axis=0))), axis=1))))

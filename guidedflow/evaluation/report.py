@@ -1,0 +1,159 @@
+"""Scores over guidance scales as a table, as JSON and as a plot."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from guidedflow.evaluation.judge import Scores
+
+# Column head, field of Scores, format.
+_COLUMNS = (
+    ("images", "count", "d"),
+    ("accuracy", "accuracy", ".4f"),
+    ("FD pixels", "frechet_pixels", ".3f"),
+    ("FD features", "frechet_features", ".3f"),
+    ("to train", "nearest_train", ".3f"),
+    ("precision", "precision", ".3f"),
+    ("recall", "recall", ".3f"),
+    ("IS", "inception", ".2f"),
+)
+
+_LEGEND = (
+    "accuracy: of the class asked for, by a classifier that learned from real training images; "
+    "FD: squared Fréchet distance to the held-out images, pixels in [-1, 1] and classifier "
+    "features; to train: mean distance to the nearest training image; precision and recall: "
+    "k = 3 in the features. The row of real images: FD is of training against held-out images, "
+    "the rest is the held-out images' own."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What one model scored at several guidance scales, and how that was measured.
+
+    Attributes:
+      scales: guidance scales, ascending or not; 1 is the conditional model.
+      scores: one a scale.
+      floor: real images under the same judge.
+      settings: whatever else moves the figures: solver, steps, seed, images, parameters, step.
+    """
+
+    scales: tuple[float, ...]
+    scores: tuple[Scores, ...]
+    floor: Scores
+    settings: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if len(self.scales) != len(self.scores) or not self.scales:
+            raise ValueError(
+                f"a report has one score a scale, got {len(self.scales)} scales and "
+                f"{len(self.scores)} scores"
+            )
+
+    @property
+    def best(self) -> int:
+        """The index of the scale with the smallest Fréchet distance in pixels."""
+        return int(np.argmin([score.frechet_pixels for score in self.scores]))
+
+
+def table(report: Report) -> str:
+    """Return a table of text, one row a scale and the real images last."""
+    heads = ["scale", *(head for head, _, _ in _COLUMNS)]
+    rows = [
+        [f"{scale:g}", *_cells(s)] for scale, s in zip(report.scales, report.scores, strict=True)
+    ]
+    rows.append(["real", *_cells(report.floor)])
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    lines = [
+        "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in [heads, *rows]
+    ]
+    return "\n".join(lines)
+
+
+def _cells(scores: Scores) -> list[str]:
+    return [format(getattr(scores, field), form) for _, field, form in _COLUMNS]
+
+
+def to_json(report: Report) -> str:
+    """Return the report as JSON text, with what its columns mean."""
+    raw = {
+        "settings": report.settings,
+        "scales": [
+            {"scale": scale, **dataclasses.asdict(scores)}
+            for scale, scores in zip(report.scales, report.scores, strict=True)
+        ],
+        "real": dataclasses.asdict(report.floor),
+        "best_scale": report.scales[report.best],
+        "legend": _LEGEND,
+    }
+    return json.dumps(_finite(raw), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a class without images has null."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def plot(report: Report) -> Figure:
+    """Draw accuracy, both Fréchet distances and the distance to training images over the scale."""
+    order = np.argsort(report.scales)
+    scales = np.asarray(report.scales)[order]
+    figure = Figure(figsize=(10, 3.4), dpi=120, layout="constrained")
+    figure.suptitle(_title(report), fontsize=10)
+    axes = figure.subplots(1, 3)
+
+    def curve(ax: Axes, field: str, label: str, colour: str) -> None:
+        values = [getattr(report.scores[i], field) for i in order]
+        ax.plot(scales, values, "o-", color=colour, markersize=4, label=label)
+        ax.axhline(
+            getattr(report.floor, field),
+            color=colour,
+            linestyle=":",
+            linewidth=1.2,
+            label=f"real images: {getattr(report.floor, field):.3g}",
+        )
+
+    curve(axes[0], "accuracy", "class accuracy", "tab:blue")
+    curve(axes[0], "recall", "recall", "tab:orange")
+    axes[0].set(title="Faithful, and varied", ylabel="share of images")
+    curve(axes[1], "frechet_pixels", "pixels in [-1, 1]", "tab:green")
+    curve(axes[1], "frechet_features", "classifier features", "tab:red")
+    axes[1].set(
+        title="Fréchet distance to held-out images", ylabel="squared distance", yscale="log"
+    )
+    curve(axes[2], "nearest_train", "to the nearest training image", "tab:purple")
+    axes[2].set(title="Memorising would fall to 0", ylabel="Euclidean distance", ylim=(0, None))
+    for ax in axes:
+        ax.set_xlabel("guidance scale w (1: conditional model)")
+        ax.grid(alpha=0.3)
+        ax.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _title(report: Report) -> str:
+    told = ", ".join(f"{key} {value}" for key, value in report.settings.items() if key != "workdir")
+    return f"{report.scores[0].count} images a scale: {told}" if told else "Scores over the scale"
+
+
+def summary(report: Report, wanted: Sequence[float] = (1.0, 2.0)) -> list[str]:
+    """Return a few sentences: accuracy at the scales wanted, and the best distance."""
+    lines = [
+        f"accuracy {report.scores[report.scales.index(scale)].accuracy:.4f} at scale {scale:g}"
+        for scale in wanted
+        if scale in report.scales
+    ]
+    best = report.scores[report.best]
+    lines.append(
+        f"Fréchet distance in pixels {best.frechet_pixels:.3f} at scale "
+        f"{report.scales[report.best]:g} (real against real {report.floor.frechet_pixels:.3f})"
+    )
+    return lines
