@@ -1,6 +1,6 @@
 """Class-conditional DiT on the 8×8 handwritten digits.
 
-  guidedflow train --config=configs/digits.py --workdir=runs/digits
+guidedflow train --config=configs/digits.py --workdir=runs/digits
 """
 
 from ml_collections import ConfigDict

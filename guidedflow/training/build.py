@@ -96,7 +96,7 @@ class Task:
 
     def init(self, key: Array) -> TrainState:
         """Return the state before the first step; pure, to be jitted or shaped."""
-        return create(init_params(self.network, self.dataset.image_shape, key), self.optimizer)
+        return init_state(self.network, self.dataset.image_shape, self.optimizer, key)
 
     def step(self) -> StepFn:
         """Return the pure training step."""
@@ -126,10 +126,16 @@ class Task:
         )
 
 
-def init_params(network: nn.Module, image_shape: tuple[int, ...], key: Array) -> PyTree:
-    """Return fresh parameters for images of this shape."""
+def init_state(
+    network: nn.Module,
+    image_shape: tuple[int, ...],
+    optimizer: optax.GradientTransformation,
+    key: Array,
+) -> TrainState:
+    """Return the state with fresh parameters for images of this shape."""
     x, t = jnp.zeros((1, *image_shape)), jnp.zeros(1)
-    return network.init(key, x, t, jnp.zeros(1, jnp.int32))["params"]
+    params = network.init(key, x, t, jnp.zeros(1, jnp.int32))["params"]
+    return create(params, optimizer)
 
 
 @dataclass(frozen=True)
@@ -184,14 +190,16 @@ def time_draw(section: ConfigDict) -> times.Draw:
     return partial(draw, **bound)
 
 
-def network_for(config: ConfigDict, dataset: data.Dataset) -> nn.Module:
-    """Return the configured network for the images and classes of a data set."""
+def network_for(
+    config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
+) -> nn.Module:
+    """Return the configured network for images of this shape, in so many classes."""
     fields = {
         key: value
         for key, value in config.network.items()
         if key not in ("preset", "dtype") and value is not None
     }
-    height, width, channels = dataset.image_shape
+    height, width, channels = image_shape
     dtype = config.network.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -199,7 +207,7 @@ def network_for(config: ConfigDict, dataset: data.Dataset) -> nn.Module:
         config.network.preset,
         image_size=(height, width),
         channels=channels,
-        num_classes=dataset.num_classes,
+        num_classes=num_classes,
         dtype=jnp.dtype(dtype),
         **fields,
     )
@@ -314,9 +322,10 @@ def build(config: ConfigDict) -> Task:
     loss = choose("task", config.task, TASKS)
     dataset = load_dataset(config, config.dataset.split)
     held_out = load_dataset(config, config.dataset.held_out) if config.dataset.held_out else None
-    network = network_for(config, dataset)
+    network = network_for(config, dataset.image_shape, dataset.num_classes)
     schedule = learning_rate_schedule(config)
-    about_data = {f"dataset.{key}": value for key, value in dataset.identity.items()}
+    facts = {**dataset.identity, "num_classes": dataset.num_classes}
+    about_data = {f"dataset.{key}": value for key, value in facts.items()}
     return Task(
         config=config,
         dataset=dataset,

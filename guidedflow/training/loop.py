@@ -38,15 +38,6 @@ class Outcome:
     stopped: bool
 
 
-def abstract_state(task: Task) -> TrainState:
-    """Return shapes, dtypes and shardings of the state, without computing anything."""
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
-    places = task.strategy.shardings(shapes)
-    return jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places
-    )
-
-
 def start_state(
     task: Task, folder: Path, resume: bool, say: Callable[[str], None]
 ) -> tuple[TrainState, Record | None]:
@@ -55,7 +46,7 @@ def start_state(
     Raises:
       ValueError: the folder holds checkpoints and `resume` is off; or as `restore` has it.
     """
-    abstract = abstract_state(task)
+    abstract = parallel.abstract_state(task.init, task.strategy)
     if steps_in(folder):
         if not resume:
             raise ValueError(
@@ -285,7 +276,7 @@ class Run:
         self.display.record(self.step, {**record, **clocks})
 
     def _draw(self) -> None:
-        sample, labels = self.sampler
+        sample = self.sampler
         images = sample(self.state.ema, jax.random.key(self.config.seed))
         if not self.lead:
             return
@@ -321,10 +312,10 @@ def train(
       FloatingPointError: a loss was not finite.
       SaveError: a checkpoint could not be written.
     """
+    task = build(config)  # first, so that a config that is no good leaves nothing behind
     with ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(workdir.locked(folder))
-        task = build(config)
         run = Run(task, folder, resume, display)
         if jax.process_index() == 0:
             workdir.write_config(folder, configs.resolved(config))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
+from jaxtyping import Array, Key, PyTree
 
 from guidedflow.training.step import StepFn
 
@@ -19,7 +19,13 @@ SMALLEST_SHARDED = 1024
 class Strategy(Protocol):
     """How one step runs on many devices."""
 
-    axis_name: str | None
+    @property
+    def mesh(self) -> Mesh:
+        """All devices, with axes `data` and `fsdp`."""
+
+    @property
+    def axis_name(self) -> str | None:
+        """Name of the mapped axis inside the step, if it has one."""
 
     def shardings(self, state: PyTree) -> PyTree:
         """Where each leaf of a (concrete or abstract) state lives."""
@@ -146,3 +152,14 @@ def data() -> Sharded:
 def fsdp() -> Sharded:
     """Parameters, average and optimiser state sharded over all devices."""
     return Sharded(make_mesh(1, 0))
+
+
+def abstract_state(init: Callable[[Key[Array, ""]], PyTree], strategy: Strategy) -> PyTree:
+    """Return shapes, dtypes and shardings of what `init` makes, without computing anything."""
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    places = strategy.shardings(shapes)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        places,
+    )

@@ -1,0 +1,106 @@
+"""The `guidedflow` program: finds the subcommand, and says what went wrong in one line."""
+
+import contextlib
+import importlib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from guidedflow.registry import choose
+
+# Subcommand to its module, imported only when it is asked for.
+COMMANDS = {
+    "bench": "guidedflow.commands.bench",
+    "train": "guidedflow.commands.train",
+}
+
+CACHE_BYTES = 2 * 1024**3
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache folder, at most 2 GiB, oldest out first.
+
+    JAX_COMPILATION_CACHE_DIR names another folder; empty, it switches the cache off.
+    """
+    import jax
+
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(home / "guidedflow" / "jax"))
+    if not folder:
+        return
+    _trim(Path(folder))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def _trim(folder: Path) -> None:
+    """Delete the oldest files until the rest fit; another process may be doing the same."""
+    files = [path for path in folder.glob("*") if path.is_file()]
+    with contextlib.suppress(OSError):
+        dated = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in files)
+        excess = sum(size for _, size, _ in dated) - CACHE_BYTES
+        for _, size, path in dated:
+            if excess <= 0:
+                break
+            path.unlink()
+            excess -= size
+
+
+def explain(error: BaseException) -> str | None:
+    """Return one line for an error that is the user's to mend, None for any other."""
+    if isinstance(error, ValueError | OSError | FloatingPointError):
+        return " ".join(str(error).split())
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return "out of device memory: take a smaller batch, config.accumulate, or fsdp"
+    return None
+
+
+def run(arguments: list[str]) -> int:
+    """Run a subcommand and return its exit code.
+
+    Raises:
+      ValueError: no such subcommand, or as the subcommand has it.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: guidedflow {' | '.join(COMMANDS)}   (each with --help)")
+        return 0 if arguments else 2
+    module = choose("command", arguments[0], COMMANDS)
+    use_compilation_cache()
+    return importlib.import_module(module).main(arguments[1:])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; an error that the user can mend is one line on stderr and exit code 2.
+
+    GUIDEDFLOW_TRACEBACK=1 shows where it came from.
+    """
+    try:
+        code = run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        line = explain(error)
+        if line is None or os.environ.get("GUIDEDFLOW_TRACEBACK"):
+            traceback.print_exc()
+        if line is not None:
+            print(f"guidedflow: {line}", file=sys.stderr)
+        code = 1 if line is None else 2
+    if code:
+        _leave_other_processes(code)
+    return code
+
+
+def _leave_other_processes(code: int) -> None:
+    """End at once where other processes take part: an ordinary exit waits for them, and they for
+    this one."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

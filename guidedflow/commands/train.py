@@ -1,0 +1,97 @@
+"""guidedflow train: train what a config file describes, in a workdir.
+
+  guidedflow train --config=configs/digits.py --workdir=runs/digits [--config.x.y=value] [--resume]
+
+Several hosts: the same command on each, with --distributed where a cluster says who is who (SLURM,
+Open MPI, Cloud TPU, GKE), or with --coordinator=host:port --process_count=N --process_index=I.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+# Seconds until the others notice that a process has gone, and give up waiting for it at the end.
+_PATIENCE = 30
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", help_string="config file", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_bool("resume", False, "go on from the newest checkpoint", flag_values=values)
+    flags.DEFINE_bool("distributed", False, "join the cluster's processes", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "host:port of process 0", flag_values=values)
+    flags.DEFINE_integer("process_count", None, "processes in all", flag_values=values)
+    flags.DEFINE_integer("process_index", None, "this process, from 0", flag_values=values)
+    return values
+
+
+def parse(arguments: list[str]) -> flags.FlagValues:
+    """Read the command line.
+
+    Raises:
+      ValueError: unknown or repeated flags, fields or files, values of another type.
+    """
+    names = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{repeated[0]} is given more than once")
+    for argument in arguments:
+        file = argument.removeprefix("--config=").split(":")[0]
+        if argument.startswith("--config=") and not Path(file).is_file():
+            raise ValueError(f"there is no config file {file}")
+    values = _flags()
+    try:
+        rest = values(["guidedflow train", *arguments])[1:]
+    except (AttributeError, KeyError) as error:
+        raise ValueError(f"unknown config field {error.args[0]}") from error
+    except (flags.Error, TypeError) as error:
+        raise ValueError(str(error)) from error
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!r}")
+    for name in ("config", "workdir"):
+        if values[name].value is None:
+            raise ValueError(f"--{name} is missing: guidedflow train --config=… --workdir=…")
+    if not isinstance(values.config, ConfigDict):
+        raise ValueError("the config file's get_config() must return a ConfigDict")
+    return values
+
+
+def join_processes(values: flags.FlagValues) -> None:
+    """Initialise JAX's distributed runtime where the flags ask for it.
+
+    Raises:
+      ValueError: some of the three explicit flags are missing, or no cluster is found.
+    """
+    import jax
+
+    explicit = [values.coordinator, values.process_count, values.process_index]
+    timeouts = {"heartbeat_timeout_seconds": _PATIENCE, "shutdown_timeout_seconds": _PATIENCE}
+    if any(value is not None for value in explicit):
+        if any(value is None for value in explicit):
+            raise ValueError("--coordinator, --process_count and --process_index go together")
+        jax.distributed.initialize(*explicit, **timeouts)
+    elif values.distributed:
+        try:
+            jax.distributed.initialize(**timeouts)
+        except ValueError as error:
+            raise ValueError(
+                f"--distributed found no cluster ({error}); give --coordinator=host:port "
+                "--process_count=N --process_index=I instead"
+            ) from error
+
+
+def main(arguments: list[str]) -> int:
+    """Train; return 0 when the last step is reached or the run stopped as asked."""
+    if arguments in (["--help"], ["-h"]):
+        print(__doc__)
+        print(_flags().main_module_help() or _flags().get_help())
+        return 0
+    values = parse(arguments)
+    join_processes(values)
+    from guidedflow.training.loop import train  # after the processes have joined
+
+    train(values.config, Path(values.workdir), resume=values.resume)
+    return 0
