@@ -1,7 +1,9 @@
 """Networks in Flax Linen: `network.apply({"params": p}, x, t, cond)` is a velocity field."""
 
+from guidedflow.models.classifier import Classifier
 from guidedflow.models.dit import DiT
 from guidedflow.models.presets import PRESETS, create
 from guidedflow.models.stacking import stack_blocks, unstack_blocks
+from guidedflow.models.unet import UNet
 
-__all__ = ["PRESETS", "DiT", "create", "stack_blocks", "unstack_blocks"]
+__all__ = ["PRESETS", "Classifier", "DiT", "UNet", "create", "stack_blocks", "unstack_blocks"]

@@ -18,6 +18,7 @@ from guidedflow.models.conditioning import check_input, embed_condition
 from guidedflow.models.embeddings import grid_positions
 from guidedflow.models.layers import MLP, Dense, modulate, normalize, patchify, unpatchify
 from guidedflow.models.perturbations import blur_tokens, check_perturbation
+from guidedflow.models.sizes import height_and_width
 from guidedflow.models.stacking import check_remat, rematerialized, run_stack
 
 _ZEROS = nn.initializers.zeros_init()
@@ -194,10 +195,7 @@ class DiT(nn.Module):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the image."""
-        if isinstance(self.image_size, int):
-            return self.image_size, self.image_size
-        height, width = self.image_size
-        return height, width
+        return height_and_width(self.image_size)
 
     @property
     def grid(self) -> tuple[int, int]:

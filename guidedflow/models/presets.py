@@ -5,7 +5,9 @@ from typing import Any
 
 from flax import linen as nn
 
+from guidedflow.models.classifier import Classifier
 from guidedflow.models.dit import DiT
+from guidedflow.models.unet import UNet
 from guidedflow.registry import choose, nearest
 
 # Peebles & Xie 2023, table 1.
@@ -27,6 +29,10 @@ PRESETS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "digits": (DiT, {**_DIGITS, "patch": 2, "width": 128, "depth": 4, "heads": 4}),
     "digits-large": (DiT, {**_DIGITS, "patch": 1, "width": 192, "depth": 6, "heads": 6}),
     "tiny": (DiT, {**_DIGITS, "patch": 4, "width": 16, "depth": 2, "heads": 2}),
+    "digits-unet": (UNet, {**_DIGITS, "width": 32, "multipliers": (1, 2), "blocks": 1}),
+    "digits-classifier": (Classifier, {**_DIGITS, "width": 32}),
+    "tiny-unet": (UNet, {**_DIGITS, "width": 8, "multipliers": (1, 2), "blocks": 1}),
+    "tiny-classifier": (Classifier, {**_DIGITS, "width": 8, "blocks": 1}),
 }
 
 

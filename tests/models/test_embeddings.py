@@ -37,7 +37,7 @@ def test_sinusoids_are_cosines_then_sines_with_frequencies_over_half():
 
 def test_the_factor_multiplies_the_number():
     plain, scaled = ScalarEmbedding(8), ScalarEmbedding(8, factor=1000.0)
-    p = plain.init(jax.random.key(0), jnp.zeros(1))
+    p = jax.jit(plain.init)(jax.random.key(0), jnp.zeros(1))
     t = jnp.array([0.25, 0.5])
     np.testing.assert_allclose(scaled.apply(p, t), plain.apply(p, 1000 * t))
 

@@ -99,9 +99,9 @@ def test_second_derivatives_of_mapped_products(dense):
     def f(x):
         return jnp.sin(layer.apply(p, x)).sum()
 
-    folded = jax.hessian(lambda z: jax.vmap(f)(z).sum())(x[:, :1, :2] @ jnp.eye(2, 5))
-    assert jnp.abs(folded).max() > 0.01
-    z = x[0, :1]
-    direct = jax.hessian(f)(z)
-    over = jax.hessian(lambda z: jax.vmap(f)(z[None])[0])(z)
-    np.testing.assert_allclose(over, direct, atol=1e-5)
+    mapped = jax.jit(jax.hessian(lambda z: jax.vmap(f)(z).sum()))(x[:2, :1])
+    for i in range(2):
+        direct = jax.jit(jax.hessian(f))(x[i, :1])
+        assert jnp.abs(direct).max() > 0.01
+        np.testing.assert_allclose(mapped[i, :, :, i], direct, atol=1e-5)
+    np.testing.assert_array_equal(mapped[0, :, :, 1], 0)
