@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from guidedflow.data import load, pipeline, prefetch, prepare
+from guidedflow.data.stock import find_prepared
 
 
 def png(level, size):
@@ -198,3 +199,34 @@ def test_preparing_without_tensorflow_says_what_to_install(tmp_path, no_network,
 
 def test_preparing_what_is_there_gives_its_folder(prepared):
     assert prepare("stripes_for_tests", prepared) == prepared / "stripes_for_tests" / "1.2.0"
+
+
+def described(root, *folders):
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+        (root / folder / "dataset_info.json").write_text("{}")
+
+
+def test_the_newest_version_is_read_unless_one_is_named(tmp_path):
+    """Versions are numbers: 10 is newer than 9.  Half-written folders do not count."""
+    described(tmp_path, "pictures/9.1.0", "pictures/10.0.0")
+    (tmp_path / "pictures" / "11.0.0").mkdir()
+    (tmp_path / "pictures" / "incomplete.X_12.0.0").mkdir()
+    assert find_prepared("pictures", [tmp_path]).name == "10.0.0"
+    assert find_prepared("pictures:9.1.0", [tmp_path]).name == "9.1.0"
+    assert find_prepared("pictures:1.0.0", [tmp_path]) is None
+
+
+def test_the_first_folder_that_holds_the_set_wins(tmp_path):
+    described(tmp_path, "b/pictures/1.0.0", "c/pictures/2.0.0")
+    roots = [tmp_path / name for name in ("a", "b", "c")]
+    assert find_prepared("pictures", roots) == tmp_path / "b" / "pictures" / "1.0.0"
+
+
+def test_one_config_is_found_and_several_are_asked_about(tmp_path):
+    described(tmp_path, "pictures/64x64/1.0.0")
+    assert find_prepared("pictures", [tmp_path]).parent.name == "64x64"
+    described(tmp_path, "pictures/8x8/1.0.0")
+    assert find_prepared("pictures/8x8", [tmp_path]).parent.name == "8x8"
+    with pytest.raises(ValueError, match=r"several configs in .*: pictures/64x64, pictures/8x8"):
+        find_prepared("pictures", [tmp_path])
