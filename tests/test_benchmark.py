@@ -1,0 +1,116 @@
+"""The benchmark counts what it says, and its ratios hold within one run; no absolute times."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from guidedflow import benchmark, models, samplers, times
+from guidedflow.cli import main
+
+
+def tiny(**fields):
+    return models.create("tiny", **fields)
+
+
+def test_dit_xl_2_takes_the_published_operations():
+    """118.64 G multiply-adds at 256 pixels: Peebles & Xie 2023, table 1."""
+    flops = benchmark.dit_flops(models.create("DiT-XL/2"))
+    assert flops / 2e9 == pytest.approx(118.64, rel=2e-3)
+
+
+def test_the_compiler_counts_what_the_formula_says():
+    network = models.create("DiT-S/2", depth=1)
+    work = benchmark.make_workload(network, batch=1, steps=1)
+    counted = benchmark.counted_flops(work)
+    # Softmax, normalisation and activations are counted too: a few operations a value.
+    assert 1.0 <= counted / benchmark.dit_flops(network) < 1.03
+
+
+@pytest.fixture(scope="module")
+def work():
+    return benchmark.make_workload(tiny(width=64, patch=1), batch=4, steps=8)
+
+
+@pytest.mark.parametrize(
+    ("mode", "count"),
+    [("none", 8), ("vmapped", 16), ("sequential", 16), ("interval", 13), ("outside", 8)],
+)
+def test_evaluations_are_those_that_the_model_is_called_for(work, mode, count):
+    calls = []
+
+    def model(x, t, cond):
+        jax.debug.callback(lambda _: calls.append(1), cond)
+        return 0.1 * x + cond[:, None, None, None]
+
+    guided = benchmark.MODES[mode](model, 10)
+    samplers.sample_ode(guided, work.noise, work.ts, work.labels, step=samplers.euler)
+    jax.effects_barrier()
+    assert len(calls) == count
+    assert benchmark.evaluations(work, mode) == count
+
+
+def test_ratios_within_one_run(work):
+    """Two branches cost more than one, and no guidance anywhere costs no second branch."""
+    figures = benchmark.bench(work, ["none", "vmapped", "outside"], repeats=9)
+    ratio = {row["mode"]: row["times_unguided"] for row in figures["rows"]}
+    assert ratio["none"]["median"] == 1
+    assert ratio["outside"]["min"] < ratio["vmapped"]["median"]
+    assert figures["peak_flops"]["min"] > 0
+    assert figures["workload"]["parameters"] > 0
+
+
+def test_one_scan_is_not_slower_than_a_python_loop_of_compiled_steps(work):
+    apply = benchmark.Apply(work.network)
+    ts = times.uniform_grid(32)
+    step = jax.jit(lambda p, x, t, h, y: x + h * apply(p, x, jnp.broadcast_to(t, y.shape), y))
+    model = jax.tree_util.Partial(apply, work.params)
+
+    def loop():
+        x = work.noise
+        for t, s in itertools.pairwise(ts):
+            x = step(work.params, x, t, s - t, work.labels)
+        return x.block_until_ready()
+
+    def scan():
+        return samplers.sample_ode(
+            model, work.noise, ts, work.labels, step=samplers.euler
+        ).block_until_ready()
+
+    np.testing.assert_allclose(loop(), scan(), rtol=1e-4, atol=1e-4)
+    seconds = benchmark.timed({"loop": loop, "scan": scan}, 9, lambda line: None)
+    assert min(np.divide(seconds["scan"], seconds["loop"])) < 1
+
+
+def test_the_command_writes_a_table_json_and_a_picture(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    arguments = ["--preset=tiny", "--batch=2", "--steps=2", "--repeats=1", "--modes=none,vmapped"]
+    assert main(["bench", *arguments, f"--out={tmp_path}/new"]) == 0
+    assert "vmapped" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "new" / "bench.json").read_text())
+    assert [row["mode"] for row in figures["rows"]] == ["none", "vmapped"]
+    assert (tmp_path / "new" / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((tmp_path / "new").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--preset=tinyy"], "did you mean 'tiny'"),
+        (["--preset=tiny", "--solver=huen"], "did you mean 'heun'"),
+        (["--preset=tiny", "--modes=vmaped"], "did you mean 'vmapped'"),
+        (["--preset=tiny", "--batch=0"], "--batch must be at least 1"),
+        (["--preset=tiny", "--batch=many"], "invalid int value"),
+        (["--preset=tiny", "--dtype=float33"], "did you mean 'float32'"),
+        (["--config=nowhere.py"], "there is no config file nowhere.py"),
+        ([], "--preset=NAME or --config=FILE"),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_code_2(arguments, says, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    assert main(["bench", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
