@@ -11,8 +11,11 @@ from guidedflow.registry import choose
 
 # Subcommand to its module, imported only when it is asked for.
 COMMANDS = {
-    "bench": "guidedflow.commands.bench",
+    "prepare": "guidedflow.commands.prepare",
     "train": "guidedflow.commands.train",
+    "sample": "guidedflow.commands.sample",
+    "evaluate": "guidedflow.commands.evaluate",
+    "bench": "guidedflow.commands.bench",
 }
 
 CACHE_BYTES = 2 * 1024**3

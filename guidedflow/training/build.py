@@ -145,7 +145,8 @@ class Apply:
     network: nn.Module
 
     def __call__(self, params: PyTree, x: Array, t: Array, cond: Any) -> Array:
-        return self.network.apply({"params": params}, x, t, cond)
+        output: Any = self.network.apply({"params": params}, x, t, cond)
+        return output
 
 
 def model_fn(
@@ -240,7 +241,7 @@ def flow_loss(
         )
 
         def apply(x: Array, t: Array, cond: Any) -> Array:
-            output = network.apply({"params": params}, x, t, cond)
+            output: Any = network.apply({"params": params}, x, t, cond)
             return output[..., : x.shape[-1]]  # a learned variance has no part in these losses
 
         if predicts is predictions.velocity and weighting is None:

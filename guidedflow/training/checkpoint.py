@@ -5,7 +5,6 @@ structure and fingerprint of every leaf) and `files.json` (size and checksum of 
 written as `.saving-00000120` and renamed when whole, so what bears a number is complete.
 """
 
-import contextlib
 import json
 import logging
 import shutil
@@ -108,18 +107,6 @@ def read_record(path: Path) -> Record:
         )
     raw["leaves"] = {name: tuple(value) for name, value in raw["leaves"].items()}
     return Record(**raw)
-
-
-def newest_record(folder: Path) -> Record:
-    """Return the record of the newest checkpoint that can be read.
-
-    Raises:
-      ValueError: there is none.
-    """
-    for step in reversed(steps_in(folder)):
-        with contextlib.suppress(OSError, KeyError, TypeError, json.JSONDecodeError):
-            return read_record(path_of(folder, step))
-    raise ValueError(f"{folder.parent} holds no checkpoint yet")
 
 
 def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -1,19 +1,11 @@
 """Folders written whole: a manifest of checksums, a rename to commit, a name for bad ones."""
 
 import json
-import os
 import shutil
 import zlib
 from pathlib import Path
 
 MANIFEST = "files.json"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _checksum(path: Path) -> int:

@@ -91,7 +91,8 @@ class _Numbered:
         self._index = np.arange(first, first + batches.local, dtype=np.int32)
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        return {**self._batches[step], "index": self._index}
+        batch = self._batches[step]
+        return {"image": batch["image"], "label": batch["label"], "index": self._index}
 
 
 class Run:
@@ -216,7 +217,7 @@ class Run:
             self._write(self.rated)
         if self.sampler is not None and due(self.config.sample.every):
             with self._aside():
-                self._draw()
+                self._draw(self.sampler)
         if due(self.config.checkpoint.every):
             self._settle()
             with self._aside():
@@ -249,6 +250,7 @@ class Run:
         self.pending.append({name: float(value) for name, value in numbers.items()})
         step = self.step - len(self.in_flight)
         if not self.pending[-1]["finite"] and self.config.nonfinite == "stop":
+            self.checkpointer.wait()
             saved = steps_in(workdir.checkpoints(self.folder))
             newest = f"the newest checkpoint is step {saved[-1]}" if saved else "nothing is saved"
             raise FloatingPointError(
@@ -275,8 +277,7 @@ class Run:
                 sink.write(self.step, clocks)
         self.display.record(self.step, {**record, **clocks})
 
-    def _draw(self) -> None:
-        sample = self.sampler
+    def _draw(self, sample: pictures.Sampler) -> None:
         images = sample(self.state.ema, jax.random.key(self.config.seed))
         if not self.lead:
             return

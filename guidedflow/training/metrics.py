@@ -10,6 +10,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from guidedflow.files import replacing
+
 Pending = list[dict[str, float]]
 
 
@@ -52,9 +54,8 @@ class JsonLines:
                 if not line.endswith("\n") or json.loads(line)["step"] > start:
                     break
                 kept.append(line)
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text("".join(kept))
         self._file = path.open("a")
 
     def write(self, step: int, record: Mapping[str, float]) -> None:

@@ -33,7 +33,7 @@ class Strategy(Protocol):
     def place_batch(self, batch: PyTree) -> PyTree:
         """Put this process's part of a batch, numpy `b ...`, onto its devices."""
 
-    def compile(self, step: StepFn, state: PyTree) -> Callable[..., Any]:
+    def compile(self, step: StepFn, state: PyTree) -> Any:
         """Jit `step` for a state of this structure; the state passed in is donated."""
 
 
@@ -97,7 +97,7 @@ class Pmap:
         split = jax.tree.map(lambda leaf: leaf.reshape(local, -1, *leaf.shape[1:]), batch)
         return jax.device_put(split, sharding)
 
-    def compile(self, step: StepFn, state: PyTree) -> Callable[..., Any]:
+    def compile(self, step: StepFn, state: PyTree) -> Any:
         return jax.pmap(
             step,
             axis_name=self.axis_name,
@@ -132,7 +132,7 @@ class Sharded:
             lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch
         )
 
-    def compile(self, step: StepFn, state: PyTree) -> Callable[..., Any]:
+    def compile(self, step: StepFn, state: PyTree) -> Any:
         whole = NamedSharding(self.mesh, P())
         places = self.shardings(state)
         batches = NamedSharding(self.mesh, P(("data", "fsdp")))

@@ -13,14 +13,17 @@ from jaxtyping import Array, Float, Key, PyTree, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from guidedflow.files import replacing
 from guidedflow.guidance import classifier_free
 from guidedflow.samplers import draw_noise, sample_ode
 from guidedflow.times import uniform_grid
 from guidedflow.training.build import Task
 
+Sampler = Callable[[PyTree, Key[Array, ""]], Array]
 
-def make_sampler(task: Task) -> tuple[Callable[[PyTree, Key[Array, ""]], Array], Array]:
-    """Return (params, key) -> images of the fixed labels, compiled over all devices, and the labels.
+
+def make_sampler(task: Task) -> Sampler:
+    """Return (params, key) -> images of the fixed labels, compiled over all devices.
 
     Example i draws from fold_in(key, i), so a grid shows the same noise all through training.
     Every process calls it at the same steps.
@@ -38,10 +41,11 @@ def make_sampler(task: Task) -> tuple[Callable[[PyTree, Key[Array, ""]], Array],
         guided = classifier_free(task.model(params), null, options.scale)
         noise = draw_noise(key, (count, *task.dataset.image_shape))
         noise = jax.lax.with_sharding_constraint(noise, shared)
-        images = sample_ode(guided, noise, uniform_grid(options.steps), padded)
+        noise *= task.path.sigma(jnp.float32(0))  # its size where a path starts from more than 1
+        images = sample_ode(guided, noise, jnp.asarray(uniform_grid(options.steps)), padded)
         return images[: labels.size]
 
-    return jax.jit(sample, out_shardings=NamedSharding(mesh, P())), labels
+    return jax.jit(sample, out_shardings=NamedSharding(mesh, P()))
 
 
 def to_uint8(images: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
@@ -52,9 +56,8 @@ def to_uint8(images: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG under a temporary name and rename it into place."""
     FigureCanvasAgg(figure)
-    temporary = path.with_name(f".{path.stem}.png")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def draw_grid(images: np.ndarray, rows: int, title: str, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from guidedflow.training.state import TrainState
 
-Batch = PyTree  # arrays "b ...", among them "index": the examples' places in the global batch
+Batch: TypeAlias = (
+    Any  # pytree of arrays "b ...", among them "index": the examples' places in the global batch
+)
 Metrics = dict[str, Array]
 LossFn = Callable[[PyTree, Batch, Key[Array, ""]], Float[Array, "b"]]
 StepFn = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from guidedflow.training.integrity import write_text
+from guidedflow.files import replacing
 
 
 @contextmanager
@@ -39,7 +39,8 @@ def locked(workdir: Path) -> Iterator[None]:
 
 def write_config(workdir: Path, resolved: dict[str, Any]) -> None:
     """Write the resolved config as JSON."""
-    write_text(workdir / "config.json", json.dumps(resolved, indent=2) + "\n")
+    with replacing(workdir / "config.json") as temporary:
+        temporary.write_text(json.dumps(resolved, indent=2) + "\n")
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

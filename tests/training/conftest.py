@@ -1,0 +1,59 @@
+"""A run of a network that compiles in a second, and a cache of compiled programs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from guidedflow.models import PRESETS
+
+from guidedflow.training.config import defaults
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory):
+    names = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+class OneLayer(nn.Module):
+    """A velocity that is affine in the image, the time and the class."""
+
+    image_size: Any
+    channels: int
+    num_classes: int
+    dtype: Any = jnp.float32
+    width: int = 16
+
+    @nn.compact
+    def __call__(self, x, t, cond):
+        label = nn.one_hot(cond, self.num_classes + 1)
+        inputs = jnp.concatenate([x.reshape(len(x), -1), t[:, None], label], axis=-1)
+        hidden = nn.Dense(self.width)(inputs)
+        return nn.Dense(x[0].size)(hidden).reshape(x.shape)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A config of twelve steps that take no time."""
+    monkeypatch.setitem(PRESETS, "one layer", (OneLayer, {}))
+    config = defaults()
+    config.network.preset = "one layer"
+    config.steps, config.batch = 12, 16
+    config.optimizer.warm_up = 2
+    config.log.every, config.log.tensorboard = 4, False
+    config.checkpoint.every = 4
+    config.held_out.every = config.sample.every = 0
+    config.parallel.strategy = "data"
+    return config
