@@ -28,7 +28,7 @@ arrays compiles once.
 
 
 class Evaluation(NamedTuple):
-    """What one evaluation of a guided model tells a sampler; all fields but the last `b *d`.
+    """What one evaluation of a guided model tells a sampler; all fields `b *d`.
 
     Attributes:
       velocity: the guided velocity.
@@ -36,12 +36,14 @@ class Evaluation(NamedTuple):
       renoise: the velocity whose noise estimate renoises a data estimate (CFG++: the null branch).
       variance: where a network predicts it, the position in [-1, 1] between the smallest and the
         largest log variance of an ancestral step; otherwise None.
+      shift: what an ancestral step's mean moves by in units of its variance, a score; or None.
     """
 
     velocity: Array
     conditional: Array
     renoise: Array
     variance: Array | None = None
+    shift: Array | None = None
 
     @classmethod
     def plain(cls, velocity: Array) -> "Evaluation":
@@ -72,6 +74,22 @@ def evaluate(
             "predictions.as_velocity"
         )
     return Evaluation.plain(velocity), state
+
+
+RENOISE = "renoise"
+SHIFT = "shift"
+
+
+def needs(model: ModelFn) -> frozenset[str]:
+    """Return the fields of an Evaluation, beyond velocity, that `model` asks its sampler to use.
+
+    Found in the model or in anything it wraps: a class says so by its attribute `needs`.
+    """
+    own: frozenset[str] = getattr(model, "needs", frozenset())
+    if not dataclasses.is_dataclass(model) or isinstance(model, type):
+        return own
+    parts = (getattr(model, field.name) for field in dataclasses.fields(model))
+    return own.union(*(needs(part) for part in parts if callable(part)))
 
 
 T = TypeVar("T")

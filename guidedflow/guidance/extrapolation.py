@@ -67,7 +67,7 @@ def apply_rule(
     axes = (0, 0, 0 if w.ndim else None, 0, 0, 0)
     velocity, memory = jax.vmap(rule, in_axes=axes)(strong.velocity, weak.velocity, w, x, t, memory)
     velocity = velocity.astype(strong.velocity.dtype)
-    return Evaluation(velocity, strong.conditional, velocity, strong.variance), memory
+    return strong._replace(velocity=velocity, renoise=velocity), memory
 
 
 def guides_nowhere(scale: Scale) -> bool:

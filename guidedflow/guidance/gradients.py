@@ -1,6 +1,20 @@
-"""Guidance by a gradient: the log-probability of a classifier that knows noised data."""
+"""Guidance by a gradient: of a classifier that knows noised data, or of any loss on the data estimate.
+
+One gradient of log p(cond given x_t) enters the samplers in three forms, which are one in the limit of
+small steps:
+
+| form | what moves | function |
+|---|---|---|
+| flow | velocity by s (sigma^2 alpha' / alpha - sigma sigma') grad | `classifier` |
+| DDIM | noise by - sigma s grad | the same function: that is what its velocity says of the noise |
+| ancestral | the step's mean by s variance grad | `ancestral_classifier`, under `sample_ddpm` |
+
+Under `sample_ddpm` the first form moves the mean by alpha_t / alpha_s times what the third does with the
+`largest` variance.
+"""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +23,7 @@ from jaxtyping import Array, PyTree
 from guidedflow import predictions
 from guidedflow.paths import Path, interior
 from guidedflow.types import (
+    SHIFT,
     Cond,
     Evaluation,
     ModelFn,
@@ -24,6 +39,16 @@ from guidedflow.types import (
 
 LogProb = Callable[[Array, Array, Cond], Array]
 """(x: b *d, t: b, cond) -> log p(cond given x_t): b."""
+
+
+def _push(path: Path, gradient: Array, t: Array, scale: Array | float, like: Array) -> Array:
+    """Return what `scale` times a score adds to the velocity, b *d."""
+
+    def slope(s: Array) -> Array:
+        return predictions.conversion(path, s, predictions.score, predictions.velocity)[1]
+
+    coefficient = expand(jax.vmap(slope)(t), like)
+    return (expand(scale, like) * coefficient * gradient).astype(like.dtype)
 
 
 @pytree
@@ -48,13 +73,7 @@ class Classifier:
         def total(x: Array) -> Array:
             return jnp.sum(self.log_prob(x, inner, cond))
 
-        def slope(s: Array) -> Array:
-            return predictions.conversion(self.path, s, predictions.score, predictions.velocity)[1]
-
-        gradient = jax.grad(total)(x)
-        coefficient = jax.vmap(slope)(inner)
-        scale = expand(scale_at(self.scale, at), x)
-        push = (scale * expand(coefficient, x) * gradient).astype(x.dtype)
+        push = _push(self.path, jax.grad(total)(x), inner, scale_at(self.scale, at), x)
         return base._replace(velocity=base.velocity + push, renoise=base.renoise + push), state
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
@@ -87,3 +106,120 @@ def classifier(
     check_scale(scale)
     check_number("margin", margin, 1e-6, 0.499)
     return Classifier(model, path, log_prob, scale, margin)
+
+
+@pytree
+class AncestralClassifier:
+    """Made by `ancestral_classifier`."""
+
+    model: ModelFn
+    log_prob: LogProb
+    scale: Scale
+    needs: ClassVar[frozenset[str]] = frozenset({SHIFT})
+
+    def init(self, x: Array) -> PyTree:
+        return init_state(self.model, x)
+
+    def evaluate(
+        self, state: PyTree, x: Array, t: Array, cond: Cond, at: Array
+    ) -> tuple[Evaluation, PyTree]:
+        base, state = evaluate(self.model, state, x, t, cond, at)
+        gradient = jax.grad(lambda x: jnp.sum(self.log_prob(x, t, cond)))(x)
+        shift = (expand(scale_at(self.scale, at), x) * gradient).astype(x.dtype)
+        if base.shift is not None:
+            shift = shift + base.shift
+        return base._replace(shift=shift), state
+
+    def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
+        return self.evaluate(self.init(x), x, t, cond, t)[0].velocity
+
+
+def ancestral_classifier(model: ModelFn, log_prob: LogProb, scale: Scale = 1.0) -> ModelFn:
+    """Guide an ancestral sampler by moving the mean of each step along the classifier's gradient.
+
+    mean <- mean + s variance grad_x log p(cond given x_t),   variance that of the step.
+
+    The velocity is the model's own: only `sample_ddpm` uses the shift, and other samplers refuse.
+    s = 0 is the model.
+
+    Args:
+      model: a velocity field, conditional or not (`fixed(model, null)`).
+      log_prob: (x: b *d, t: b, cond) -> b, differentiable in x, trained on noised data.
+      scale: s, a number, an array of shape () or (b,), or a schedule; published values are 1 to 4 over a
+        conditional and 10 over an unconditional model.
+    Raises:
+      ValueError: scale is not a number; by the sampler, one without a mean to move.
+    Source: Dhariwal & Nichol 2021, algorithm 1.
+    """
+    check_scale(scale)
+    return AncestralClassifier(model, log_prob, scale)
+
+
+Loss = Callable[[Array, Cond], Array]
+"""(data estimate: b *d, cond) -> loss: b."""
+
+
+@pytree
+class LossGuidance:
+    """Made by `loss_guidance`."""
+
+    model: ModelFn
+    path: Path
+    loss: Loss
+    scale: Scale
+    margin: float
+
+    def init(self, x: Array) -> PyTree:
+        return init_state(self.model, x)
+
+    def evaluate(
+        self, state: PyTree, x: Array, t: Array, cond: Cond, at: Array
+    ) -> tuple[Evaluation, PyTree]:
+        inner = interior(t, self.margin)
+
+        def total(x: Array) -> tuple[Array, tuple[Evaluation, PyTree]]:
+            base, after = evaluate(self.model, state, x, t, cond, at)
+            data = predictions.convert_batch(
+                self.path, base.velocity, x, inner, predictions.velocity, predictions.data
+            )
+            losses = self.loss(data, cond)
+            if jnp.shape(losses) != jnp.shape(t):
+                raise ValueError(
+                    f"loss must return one number an example {jnp.shape(t)}, got "
+                    f"{jnp.shape(losses)}"
+                )
+            return -jnp.sum(losses), (base, after)
+
+        gradient, (base, after) = jax.grad(total, has_aux=True)(x)
+        push = _push(self.path, gradient, inner, scale_at(self.scale, at), x)
+        return base._replace(velocity=base.velocity + push, renoise=base.renoise + push), after
+
+    def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
+        return self.evaluate(self.init(x), x, t, cond, t)[0].velocity
+
+
+def loss_guidance(
+    model: ModelFn, path: Path, loss: Loss, scale: Scale = 1.0, *, margin: float = 1e-3
+) -> ModelFn:
+    """Guide a model by any differentiable loss on its data estimate; no classifier of noised data.
+
+    noise <- noise + s sigma grad_x loss(data estimate at (x, t)),
+
+    the gradient through the model, and the same in velocities. exp(-loss) takes the place of
+    p(cond given x_t). For a model of latents the loss decodes first; CLIP guidance is the loss
+    `1 - cosine(embed_image(decode(data)), embed_text(cond))`. s = 0 is the model. One evaluation and its
+    gradient a call. `samplers.recurrent` repeats each step, as universal guidance does.
+
+    Args:
+      model: a velocity field, conditional, guided, or `fixed`.
+      path: its path.
+      loss: (data estimate: b *d, cond) -> b, each example's own.
+      scale: s, a number, an array of shape () or (b,), or a schedule.
+      margin: distance kept from both ends, in (0, 0.5), as for `classifier`.
+    Raises:
+      ValueError: scale is not a number, margin out of range, or (when called) a loss of another shape.
+    Source: Bansal et al. 2023 (universal guidance), eq. 6 and algorithm 1, with s(t) = s sigma(t).
+    """
+    check_scale(scale)
+    check_number("margin", margin, 1e-6, 0.499)
+    return LossGuidance(model, path, loss, scale, margin)

@@ -1,4 +1,10 @@
-"""Guidance scales that change over t; each is a Scale, and 1 where it does not guide."""
+"""Guidance scales that change over t; each is a Scale.
+
+Intervals are 1 where they do not guide, as `classifier_free` has it; a `window` is 0 there.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -107,3 +113,94 @@ def cosine(start: float, end: float) -> Ramp:
     check_number("start", start)
     check_number("end", end)
     return Ramp(start, end, True)
+
+
+@pytree
+class Window:
+    """Made by `window`."""
+
+    scale: Scale
+    low: float
+    high: float
+
+    def __call__(self, t: Array) -> Array:
+        inside = (t >= self.low) & (t <= self.high)
+        return jnp.where(inside, scale_at(self.scale, t), 0.0)
+
+
+def window(scale: Scale, low: float, high: float) -> Window:
+    """Push only while low <= t <= high: an interval for scales of which 0 is no guidance.
+
+    s(t) = scale on [low, high], 0 outside.
+
+    For `perturbed`, `classifier` and `loss_guidance`; skip-layer guidance is usual on [0.01, 0.2].
+    Where s(t) = 0 `perturbed` does not evaluate the disturbed network.
+
+    Args:
+      scale: scale inside the interval, a number or a schedule; 0 is no guidance.
+      low, high: times in [0, 1], t = 0 noise, t = 1 data; low <= high.
+    Raises:
+      ValueError: the interval is empty or leaves [0, 1].
+    """
+    _check_interval(low, high)
+    return Window(scale, low, high)
+
+
+@pytree
+class Power:
+    """Made by `power`."""
+
+    start: float
+    end: float
+    exponent: float
+
+    def __call__(self, t: Array) -> Array:
+        return self.start + (self.end - self.start) * t**self.exponent
+
+
+def power(start: float, end: float, exponent: float = 2.0) -> Power:
+    """w(t) = start + (end - start) t^exponent: monotone; exponent 1 is `linear`.
+
+    Args:
+      start, end: scales at the noise and at the data.
+      exponent: positive; above 1 the change comes late, below 1 early.
+    Raises:
+      ValueError: a number is missing or the exponent is not positive.
+    Source: Wang et al. 2024 (analysis of guidance weight schedulers), section 3, monotone schedules.
+    """
+    check_number("start", start)
+    check_number("end", end)
+    check_number("exponent", exponent, 1e-6)
+    return Power(start, end, exponent)
+
+
+@pytree
+class Stepwise:
+    """Made by `stepwise`."""
+
+    times: tuple[float, ...]
+    scales: tuple[Scale, ...]
+
+    def __call__(self, t: Array) -> Array:
+        value = jnp.broadcast_to(scale_at(self.scales[0], t), jnp.shape(t))
+        for time, scale in zip(self.times, self.scales[1:], strict=True):
+            value = jnp.where(t >= time, scale_at(scale, t), value)
+        return value
+
+
+def stepwise(times: Sequence[float], scales: Sequence[Scale]) -> Stepwise:
+    """w(t) = scales[0] before times[0], scales[k] from times[k - 1] on.
+
+    Args:
+      times: increasing, in [0, 1].
+      scales: one more than times; numbers or schedules.
+    Raises:
+      ValueError: the counts do not fit or the times do not increase within [0, 1].
+    """
+    if len(scales) != len(times) + 1:
+        raise ValueError(f"{len(times)} times need {len(times) + 1} scales, got {len(scales)}")
+    for time in times:
+        check_number("times", time, 0, 1)
+    if any(after <= before for before, after in pairwise(times)):
+        raise ValueError(f"times must increase, got {tuple(times)}")
+    return Stepwise(tuple(times), tuple(scales))

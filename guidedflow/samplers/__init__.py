@@ -2,6 +2,7 @@
 
 from guidedflow.samplers.diffusion import largest, learned, sample_ddim, sample_ddpm, smallest
 from guidedflow.samplers.ode import euler, heun, midpoint, rk4, sample_ode
+from guidedflow.samplers.recurrence import recurrent
 from guidedflow.samplers.scan import draw_noise
 from guidedflow.samplers.sde import constant, mean, proportional, sample_sde, tweedie
 
@@ -15,6 +16,7 @@ __all__ = [
     "mean",
     "midpoint",
     "proportional",
+    "recurrent",
     "rk4",
     "sample_ddim",
     "sample_ddpm",

@@ -7,6 +7,7 @@ sigma(t)^2 - a^2 sigma(s)^2.
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from guidedflow import predictions
 from guidedflow.paths import Path
 from guidedflow.samplers.scan import Step, run
-from guidedflow.types import Cond, ModelFn, check_number
+from guidedflow.types import RENOISE, SHIFT, Cond, ModelFn, check_number
 
 
 def estimates(path: Path, step: Step) -> tuple[Array, Array]:
@@ -38,6 +39,7 @@ def estimates(path: Path, step: Step) -> tuple[Array, Array]:
 class DDIM:
     """Made by `sample_ddim`."""
 
+    honours: ClassVar[frozenset[str]] = frozenset({RENOISE})
     path: Path
     eta: float
 
@@ -122,6 +124,7 @@ def learned(low: Array, high: Array, position: Array | None) -> Array:
 class Ancestral:
     """Made by `sample_ddpm`."""
 
+    honours: ClassVar[frozenset[str]] = frozenset({RENOISE, SHIFT})
     path: Path
     variance: Variance
 
@@ -137,6 +140,8 @@ class Ancestral:
         high = jnp.log(jnp.maximum(own * (sigma_t * alpha / alpha_t) ** 2, floor))
         log_variance = self.variance(low, high, step.first.variance)
         mean = alpha * data + sigma * jnp.sqrt(kept) * noise
+        if step.first.shift is not None:
+            mean = mean + jnp.exp(log_variance) * step.first.shift
         spread = jnp.where(sigma > 0, jnp.exp(0.5 * log_variance), 0.0)
         return mean + spread * step.draw(0), step.memory
 

@@ -1,6 +1,6 @@
 """Sampling by the probability-flow ODE, dx/dt = v(x, t), with fixed steps of size h = s - t."""
 
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from guidedflow.samplers.scan import Solver, Step, run
 from guidedflow.types import Cond, ModelFn
@@ -50,6 +50,7 @@ def sample_ode(
     *,
     step: Solver = heun,
     last: Solver | None = None,
+    key: PRNGKeyArray | None = None,
     trajectory: bool = False,
 ) -> Array:
     """Carry noise to data along dx/dt = model(x, t, cond), in one compiled scan over the grid.
@@ -62,6 +63,7 @@ def sample_ode(
       step: euler, midpoint, heun, rk4, or an Adams-Bashforth solver.
       last: another solver for the last step. With `euler` the model is never evaluated at ts[-1],
         where one that predicts data or noise is singular if that is t = 1.
+      key: for a step that draws noise, as `recurrent` does; one key, or one an example.
       trajectory: return every state, n b *d, instead of the last.
     Returns:
       x at ts[-1], of noise's shape and dtype. Each example depends on its own noise and condition
@@ -70,4 +72,4 @@ def sample_ode(
       ValueError: the grid does not increase within [0, 1], or shapes or dtypes are off.
     Source: Song et al. 2021, eq. 13; Lipman et al. 2023, eq. 1.
     """
-    return run(model, noise, ts, cond, step, last=last, trajectory=trajectory)
+    return run(model, noise, ts, cond, step, last=last, key=key, trajectory=trajectory)

@@ -2,7 +2,8 @@
 
 A *solver* advances one step, `solver(Step) -> (x, memory)`. What a solver needs of earlier steps it
 keeps in `memory`, begun by its optional `init(x)`. Solvers are functions or frozen dataclasses, so
-an equal one does not recompile; neither does a model function rebuilt from the same static parts.
+an equal one does not recompile; neither does a model function rebuilt from the same static parts. A
+solver that uses an Evaluation's `renoise` or `shift` says so in its attribute `honours`.
 """
 
 import functools
@@ -23,6 +24,7 @@ from guidedflow.types import (
     evaluate,
     example_keys,
     init_state,
+    needs,
 )
 
 
@@ -43,7 +45,7 @@ class Step(NamedTuple):
     s: Array
     first: Evaluation
     evaluate: Callable[[Array, Array], Evaluation]
-    draw: Callable[[int], Array]
+    draw: Callable[[int | Array], Array]
     memory: PyTree
 
 
@@ -77,6 +79,17 @@ def draw_noise(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float
     return jax.vmap(lambda k: jax.random.normal(k, shape[1:], dtype))(keys)
 
 
+def _check_needs(model: ModelFn, solver: Solver) -> None:
+    ignored = needs(model) - getattr(solver, "honours", frozenset())
+    if ignored:
+        name = getattr(solver, "__name__", type(solver).__name__)
+        raise ValueError(
+            f"{name} steps along the velocity and ignores the {' and '.join(sorted(ignored))} that "
+            "this guidance asks for; use sample_ddim or sample_ddpm for CFG++ and sample_ddpm for "
+            "the ancestral classifier"
+        )
+
+
 def run(
     model: ModelFn,
     noise: Float[Array, "b *d"],
@@ -101,6 +114,8 @@ def run(
         raise ValueError("noise must have the batch first, got a scalar")
     batch = jnp.shape(noise)[0]
     check_batch("cond", cond, batch)
+    for solve in filter(None, (solver, last)):
+        _check_needs(model, solve)
     keys = None if key is None else example_keys(key, batch)
     leaves, treedef = jax.tree.flatten(model)
     arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
@@ -123,7 +138,7 @@ def _run(static: _Static, arrays: list, noise: Array, ts: Array, cond: Cond, key
             batched = jnp.broadcast_to(time, x.shape[:1])
             return evaluate(model, state, x.astype(noise.dtype), batched, cond, t)
 
-        def draw(n: int) -> Array:
+        def draw(n: int | Array) -> Array:
             if keys is None:
                 raise ValueError("this sampler draws noise: pass key=jax.random.key(seed)")
 

@@ -1,0 +1,179 @@
+"""Guidance by several conditions at once, every branch in one call of the model."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from guidedflow.guidance.branches import Branches, check_stateless, vmapped
+from guidedflow.guidance.extrapolation import guides_nowhere
+from guidedflow.guidance.projections import along
+from guidedflow.guidance.spaces import wide
+from guidedflow.types import (
+    Cond,
+    Evaluation,
+    ModelFn,
+    Scale,
+    broadcast_null,
+    check_number,
+    check_scale,
+    evaluate,
+    expand,
+    pytree,
+    scale_at,
+)
+
+
+def _branches(
+    branches: Branches, model: ModelFn, null: Cond, x: Array, t: Array, conds: Cond, at: Array
+) -> Evaluation:
+    """Evaluate every condition, then the null one, on a new first axis."""
+    return branches(model, x, t, (*conds, broadcast_null(null, conds[0])), at)
+
+
+def _check_conditions(name: str, cond: Cond, count: int) -> None:
+    if not isinstance(cond, tuple | list) or len(cond) != count:
+        came = f"{len(cond)} of them" if isinstance(cond, tuple | list) else type(cond).__name__
+        raise ValueError(f"{name} takes a tuple of {count} conditions as cond, got {came}")
+
+
+@pytree
+class Compose:
+    """Made by `compose`."""
+
+    model: ModelFn
+    null: Cond
+    scales: tuple[Scale, ...]
+    branches: Branches
+
+    def init(self, x: Array) -> PyTree:
+        return ()
+
+    def evaluate(
+        self, state: PyTree, x: Array, t: Array, cond: Cond, at: Array
+    ) -> tuple[Evaluation, PyTree]:
+        _check_conditions("compose", cond, len(self.scales))
+        each = _branches(self.branches, self.model, self.null, x, t, cond, at)
+        null = each.velocity[-1]
+        velocity = null
+        for scale, branch in zip(self.scales, each.velocity[:-1], strict=True):
+            weight = expand(jnp.asarray(scale_at(scale, at), jnp.float32), x)
+            velocity = velocity + weight * (branch - null)
+        velocity = velocity.astype(null.dtype)
+        first = jax.tree.map(lambda leaf: leaf[0], each)
+        return first._replace(velocity=velocity, renoise=velocity), state
+
+    def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
+        return self.evaluate((), x, t, cond, t)[0].velocity
+
+
+def compose(
+    model: ModelFn, null: Cond, scales: Sequence[Scale], *, branches: Branches = vmapped
+) -> ModelFn:
+    """Guide by N conditions, each with its own scale, away from one null branch.
+
+    guided = u + sum_i w_i (c_i - u).
+
+    One condition is classifier-free guidance. A negative w_i leads away from its condition. All
+    N + 1 branches come from one call of the model, at every step. For independent conditions and
+    w_i = 1 it is the score of p(x given c_1, .., c_N) at the data; at earlier times only nearly.
+
+    Args:
+      model, null, branches: as for `classifier_free`.
+      scales: N scales, each a number, an array of shape () or (b,), or a schedule.
+    Returns:
+      A model function whose cond is a tuple of N conditions. The first is what `rescale` and
+      `guide_channels` take for the conditional branch.
+    Raises:
+      ValueError: no scale, one that is not a number, or another number of conditions when called.
+    Source: Liu et al. 2022 (composable diffusion), eq. 11 and 13.
+    """
+    scales = tuple(scales)
+    if not scales:
+        raise ValueError("compose needs at least one scale")
+    for scale in scales:
+        check_scale(scale)
+    check_stateless("compose", model)
+    return Compose(model, null, scales, branches)
+
+
+@pytree
+class Perpendicular:
+    """Made by `perpendicular`."""
+
+    model: ModelFn
+    null: Cond
+    scale: Scale
+    negative: Scale
+    branches: Branches
+
+    def init(self, x: Array) -> PyTree:
+        return ()
+
+    def evaluate(
+        self, state: PyTree, x: Array, t: Array, cond: Cond, at: Array
+    ) -> tuple[Evaluation, PyTree]:
+        _check_conditions("perpendicular", cond, 2)
+        w = scale_at(self.scale, at)
+
+        def positive_alone() -> Evaluation:
+            return evaluate(self.model, (), x, t, cond[0], at)[0]
+
+        def one(strong: Array, against: Array, null: Array, n: Array) -> Array:
+            forward, backward = wide(strong) - wide(null), wide(against) - wide(null)
+            return forward - n * (backward - along(backward, forward))
+
+        def guided() -> Evaluation:
+            each = _branches(self.branches, self.model, self.null, x, t, cond, at)
+            n = jnp.broadcast_to(scale_at(self.negative, at), jnp.shape(x)[:1])
+            push = jax.vmap(one)(each.velocity[0], each.velocity[1], each.velocity[2], n)
+            weight = expand(jnp.asarray(w, jnp.float32), x)
+            strong = each.velocity[0]
+            velocity = (each.velocity[2] + weight * push).astype(strong.dtype)
+            velocity = jnp.where(jnp.broadcast_to(weight == 1, x.shape), strong, velocity)
+            first = jax.tree.map(lambda leaf: leaf[0], each)
+            return first._replace(velocity=velocity, renoise=velocity)
+
+        if guides_nowhere(self.scale):
+            return positive_alone(), state
+        if not callable(self.scale):
+            return guided(), state
+        return jax.lax.cond(jnp.all(jnp.asarray(w) == 1), positive_alone, guided), state
+
+    def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
+        return self.evaluate((), x, t, cond, t)[0].velocity
+
+
+def perpendicular(
+    model: ModelFn,
+    null: Cond,
+    scale: Scale = 8.0,
+    negative: Scale = 1.0,
+    *,
+    branches: Branches = vmapped,
+) -> ModelFn:
+    """Lead away from a negative condition, but only across the direction of the positive one.
+
+    guided = u + w (dp - n (dn - proj of dn onto dp)),   dp = c_positive - u,   dn = c_negative - u,
+
+    the projection of each example by itself. What the two conditions have in common is kept, where a
+    negative prompt as the null branch would cancel it. n = 0 is classifier-free guidance. As
+    everywhere in this package a w of exactly 1 guides nothing: the positive condition alone, in one
+    branch where the number or the schedule says so.
+
+    Args:
+      model, null, branches: as for `classifier_free`; all three branches come from one call.
+      scale: w, a number, an array of shape () or (b,), or a schedule.
+      negative: n, likewise.
+    Returns:
+      A model function whose cond is the pair (positive, negative).
+    Raises:
+      ValueError: a scale is not a number, or cond is not a pair when called.
+    Source: Armandpour et al. 2023 (Perp-Neg), eq. 7-8.
+    """
+    check_scale(scale)
+    check_scale(negative)
+    check_number("negative", 0 if callable(negative) else negative)
+    check_stateless("perpendicular", model)
+    return Perpendicular(model, null, scale, negative, branches)

@@ -1,0 +1,264 @@
+"""Corrections of a guided prediction: rescale, dynamic thresholding, some channels, still first steps.
+
+Each takes a guided model function and looks at its velocity and its conditional branch alone, so it
+costs no evaluation; the state of what it wraps passes through.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from guidedflow import predictions
+from guidedflow.guidance.branches import Branches, vmapped
+from guidedflow.guidance.extrapolation import classifier_free
+from guidedflow.guidance.projections import optimized_scale
+from guidedflow.guidance.spaces import MARGIN, check_space, to_space, wide
+from guidedflow.paths import Path
+from guidedflow.types import (
+    RENOISE,
+    Cond,
+    Evaluation,
+    ModelFn,
+    Scale,
+    check_number,
+    evaluate,
+    expand,
+    init_state,
+    needs,
+    pytree,
+)
+
+
+def _corrected(model: ModelFn, base: Evaluation, velocity: Array) -> Evaluation:
+    """Put in another velocity, which also renoises unless the model renoises by another branch."""
+    velocity = velocity.astype(base.velocity.dtype)
+    renoise = base.renoise if RENOISE in needs(model) else velocity
+    return base._replace(velocity=velocity, renoise=renoise)
+
+
+@pytree
+class Rescale:
+    """Made by `rescale`."""
+
+    model: ModelFn
+    phi: float
+    path: Path | None
+    predicts: predictions.Prediction
+
+    def init(self, x: Array) -> PyTree:
+        return init_state(self.model, x)
+
+    def evaluate(
+        self, state: PyTree, x: Array, t: Array, cond: Cond, at: Array
+    ) -> tuple[Evaluation, PyTree]:
+        base, state = evaluate(self.model, state, x, t, cond, at)
+
+        def one(velocity: Array, conditional: Array, x: Array, t: Array) -> Array:
+            p, q = to_space(self.path, self.predicts, t)
+            guided, strong = (p * wide(x) + q * wide(v) for v in (velocity, conditional))
+            floor = jnp.finfo(jnp.float32).tiny
+            ratio = jnp.sqrt((jnp.var(strong) + floor) / (jnp.var(guided) + floor))
+            return velocity + self.phi * (ratio - 1) * guided / q
+
+        velocity = jax.vmap(one)(base.velocity, base.conditional, x, t)
+        return _corrected(self.model, base, velocity), state
+
+    def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
+        return self.evaluate(self.init(x), x, t, cond, t)[0].velocity
+
+
+def rescale(
+    model: ModelFn,
+    phi: float = 0.7,
+    *,
+    path: Path | None = None,
+    predicts: predictions.Prediction = predictions.velocity,
+) -> ModelFn:
+    """Give the guided prediction the standard deviation of the conditional one, in part.
+
+    g [phi std(c) / std(g) + 1 - phi],   std over all of one example.
+
+    phi = 0 changes nothing, phi = 1 restores the deviation wholly, and so does w = 1 at every phi.
+    It is defined on what the network itself predicts, and differs from space to space.
+
+    Args:
+      model: a guided model function.
+      phi: share of the correction, in [0, 1].
+      path: the model's path; needed where `predicts` is not velocity.
+      predicts: what the network predicts: velocity, noise, v, data.
+    Raises:
+      ValueError: phi out of range, or a prediction without the path.
+    Source: Lin et al. 2023 (common noise schedules are flawed), eq. 15-16.
+    """
+    check_number("phi", phi, 0, 1)
+    check_space(path, predicts)
+    return Rescale(model, phi, path, predicts)
+
+
+@pytree
+class DynamicThreshold:
+    """Made by `dynamic_threshold`."""
+
+    model: ModelFn
+    path: Path
+    quantile: float
+
+    def init(self, x: Array) -> PyTree:
+        return init_state(self.model, x)
+
+    def evaluate(
+        self, state: PyTree, x: Array, t: Array, cond: Cond, at: Array
+    ) -> tuple[Evaluation, PyTree]:
+        base, state = evaluate(self.model, state, x, t, cond, at)
+
+        def one(velocity: Array, x: Array, t: Array) -> Array:
+            p, q = to_space(self.path, predictions.data, t)
+            data = p * wide(x) + q * wide(velocity)
+            limit = jnp.maximum(jnp.quantile(jnp.abs(data), self.quantile), 1)
+            push = (jnp.clip(data, -limit, limit) / limit - data) / q
+            return velocity + jnp.where(t > 1 - MARGIN, 0, push)
+
+        velocity = jax.vmap(one)(base.velocity, x, t)
+        return _corrected(self.model, base, velocity), state
+
+    def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
+        return self.evaluate(self.init(x), x, t, cond, t)[0].velocity
+
+
+def dynamic_threshold(model: ModelFn, path: Path, quantile: float = 0.995) -> ModelFn:
+    """Clip each example's data estimate to its own range, and shrink that range to [-1, 1].
+
+    s = max(1, quantile of |data|),   data <- clip(data, -s, s) / s.
+
+    An estimate inside [-1, 1] is left alone. quantile = 1 only shrinks. For pixels in [-1, 1], not
+    for latents. Within 1e-3 of t = 1 no velocity can move the data estimate, and none is changed.
+
+    Args:
+      model: a model function, guided or not.
+      path: its path.
+      quantile: in (0, 1].
+    Raises:
+      ValueError: quantile out of range.
+    Source: Saharia et al. 2022 (Imagen), section 2.3 and appendix C.
+    """
+    check_number("quantile", quantile, 1e-6, 1)
+    return DynamicThreshold(model, path, quantile)
+
+
+@pytree
+class GuideChannels:
+    """Made by `guide_channels`."""
+
+    model: ModelFn
+    channels: tuple[int, ...]
+
+    def init(self, x: Array) -> PyTree:
+        return init_state(self.model, x)
+
+    def evaluate(
+        self, state: PyTree, x: Array, t: Array, cond: Cond, at: Array
+    ) -> tuple[Evaluation, PyTree]:
+        count = jnp.shape(x)[-1]
+        if max(self.channels) >= count:
+            raise ValueError(f"channels must lie in [0, {count}), got {self.channels}")
+        base, state = evaluate(self.model, state, x, t, cond, at)
+        mask = jnp.broadcast_to(np.isin(np.arange(count), self.channels), jnp.shape(x))
+        velocity = jnp.where(mask, base.velocity, base.conditional)
+        return _corrected(self.model, base, velocity), state
+
+    def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
+        return self.evaluate(self.init(x), x, t, cond, t)[0].velocity
+
+
+def guide_channels(model: ModelFn, channels: int | tuple[int, ...]) -> ModelFn:
+    """Guide some channels, and leave the others as the conditional branch has them.
+
+    The published DiT samples guide 3 of their 4 latent channels: `guide_channels(model, 3)`.
+
+    Args:
+      model: a guided model function.
+      channels: how many of the first channels, or which; the last axis of x.
+    Raises:
+      ValueError: no channel, a negative one, or (when called) one that x does not have.
+    Source: the published code of Peebles & Xie 2023 (DiT), which guides its first three channels.
+    """
+    chosen = tuple(range(channels)) if isinstance(channels, int) else tuple(channels)
+    if not chosen or min(chosen) < 0:
+        raise ValueError(f"channels must be a count of at least 1 or indices, got {channels!r}")
+    return GuideChannels(model, chosen)
+
+
+@pytree
+class ZeroInit:
+    """Made by `zero_init`."""
+
+    model: ModelFn
+    until: float
+
+    def init(self, x: Array) -> PyTree:
+        return init_state(self.model, x)
+
+    def evaluate(
+        self, state: PyTree, x: Array, t: Array, cond: Cond, at: Array
+    ) -> tuple[Evaluation, PyTree]:
+        still = jnp.asarray(at) < self.until
+
+        def moving() -> tuple[Evaluation, PyTree]:
+            base, after = evaluate(self.model, state, x, t, cond, at)
+            mask = expand(still, x)
+            return jax.tree.map(
+                lambda leaf: jnp.where(mask, jnp.zeros_like(leaf), leaf), base
+            ), after
+
+        def standing() -> tuple[Evaluation, PyTree]:
+            base, _ = jax.eval_shape(moving)
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), base), state
+
+        return jax.lax.cond(jnp.all(still), standing, moving)
+
+    def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
+        return self.evaluate(self.init(x), x, t, cond, t)[0].velocity
+
+
+def zero_init(model: ModelFn, until: float = 0.04) -> ModelFn:
+    """Stand still in the steps that begin before `until`: velocity 0, and no evaluation.
+
+    On a uniform grid until = k / steps makes the first k steps still. An ODE's method: a diffusion
+    sampler would read a velocity of 0 as an estimate of the data.
+
+    Args:
+      model: a model function.
+      until: time in [0, 1]; 0 changes nothing.
+    Raises:
+      ValueError: until out of range.
+    Source: Fan et al. 2025 (CFG-Zero*), section 4.2.
+    """
+    check_number("until", until, 0, 1)
+    return ZeroInit(model, until)
+
+
+def zero_star(
+    model: ModelFn,
+    null: Cond,
+    scale: Scale,
+    *,
+    until: float = 0.04,
+    branches: Branches = vmapped,
+) -> ModelFn:
+    """CFG-Zero*: classifier-free guidance with an optimised null branch and still first steps.
+
+    v = 0 in steps that begin before `until`, then s u + w (c - s u) as in `optimized_scale`.
+
+    until = 0 leaves no step still; then w = 1 is the conditional model. About 4% of the steps is
+    usual.
+
+    Args:
+      model, null, scale, branches: as for `classifier_free`.
+      until: time in [0, 1].
+    Raises:
+      ValueError: as `classifier_free`, or until out of range.
+    Source: Fan et al. 2025 (CFG-Zero*), algorithm 1.
+    """
+    guided = classifier_free(model, null, scale, rule=optimized_scale(), branches=branches)
+    return zero_init(guided, until)

@@ -1,0 +1,76 @@
+"""Guidance away from the same network with chosen blocks disturbed: PAG, SLG, SEG."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from guidedflow.guidance.branches import check_stateless
+from guidedflow.types import (
+    Cond,
+    Evaluation,
+    ModelFn,
+    Scale,
+    check_scale,
+    evaluate,
+    expand,
+    init_state,
+    pytree,
+    scale_at,
+)
+
+
+@pytree
+class Perturbed:
+    """Made by `perturbed`."""
+
+    model: ModelFn
+    disturbed: ModelFn
+    scale: Scale
+
+    def init(self, x: Array) -> PyTree:
+        return init_state(self.model, x)
+
+    def evaluate(
+        self, state: PyTree, x: Array, t: Array, cond: Cond, at: Array
+    ) -> tuple[Evaluation, PyTree]:
+        base, state = evaluate(self.model, state, x, t, cond, at)
+        s = jnp.asarray(scale_at(self.scale, at), jnp.float32)
+
+        def pushed() -> Evaluation:
+            weak = evaluate(self.disturbed, (), x, t, cond, at)[0].velocity
+            push = (expand(s, x) * (base.conditional - weak)).astype(base.velocity.dtype)
+            return base._replace(velocity=base.velocity + push, renoise=base.renoise + push)
+
+        if callable(self.scale):
+            return jax.lax.cond(jnp.all(s == 0), lambda: base, pushed), state
+        return pushed(), state
+
+    def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
+        return self.evaluate(self.init(x), x, t, cond, t)[0].velocity
+
+
+def perturbed(model: ModelFn, disturbed: ModelFn, scale: Scale = 3.0) -> ModelFn:
+    """Add to a model, guided or not, a push away from a disturbed network under the same condition.
+
+    guided = g + s (c - p),   c the conditional branch of g, p = disturbed(x, t, cond).
+
+    The conditional branch is not evaluated again, and where a schedule is 0 (`window`) neither is the
+    disturbed network. s = 0 is the model itself; on an unguided model the scale w of `extrapolate` is
+    1 + s. Which blocks are disturbed, and how, is said by the network, on the same parameters:
+
+    | method | the network's `perturbation` | usual s | where |
+    |---|---|---|---|
+    | perturbed attention (PAG), Ahn et al. 2024, eq. 15 | "identity_attention" | 3 | the middle block |
+    | skip layer (SLG), Stable Diffusion 3.5 | "skip" | 2.5 to 2.8 | blocks 7-9 of 24, t in [0.01, 0.2] |
+    | smoothed energy (SEG), Hong 2024, eq. 12 | "blur" of the queries | 3 | the middle blocks |
+
+    Args:
+      model: a model function; what it remembers passes through.
+      disturbed: a stateless model function that takes the same x, t and cond.
+      scale: s, a number, an array of shape () or (b,), or a schedule.
+    Raises:
+      ValueError: scale is not a number, or `disturbed` keeps state.
+    """
+    check_scale(scale)
+    check_stateless("perturbed", disturbed)
+    return Perturbed(model, disturbed, scale)

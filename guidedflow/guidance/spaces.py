@@ -1,0 +1,67 @@
+"""The space a method is defined in: data, noise or velocity, with the way there and back.
+
+A conversion of predictions is affine at one (x, t), value = p x + q velocity, so a method that moves
+the value by d moves the velocity by d / q. Everything here returns velocities as displacements of the
+ones that came in: a method that changes nothing changes not a bit of them.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from guidedflow import predictions
+from guidedflow.guidance.extrapolation import Rule
+from guidedflow.paths import Path, interior
+
+MARGIN = 1e-3
+"""Distance from t = 0 and t = 1 within which conversions are read at the nearest time outside it."""
+
+
+def check_space(path: Path | None, space: predictions.Prediction) -> None:
+    """Raise ValueError where `space` is not velocity and no path leads there."""
+    if path is None and space is not predictions.velocity:
+        raise ValueError(f"to work on the {space.__name__} prediction, pass the model's path")
+
+
+def to_space(path: Path | None, space: predictions.Prediction, t: Array) -> tuple[Array, Array]:
+    """Return (p, q) with value = p x + q velocity at one time, finite at both ends."""
+    if path is None or space is predictions.velocity:
+        return jnp.zeros_like(t), jnp.ones_like(t)
+    return predictions.conversion(path, interior(t, MARGIN), predictions.velocity, space)
+
+
+def wide(value: Array) -> Array:
+    """Return `value` in float32, or in its own dtype where that is wider."""
+    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class in_space:
+    """Apply another rule in another prediction space, and return its result as a velocity.
+
+    v = c + (rule(c', u') - c') / q,   c' = p x + q c,   u' = p x + q u.
+
+    A rule whose weights sum to 1, as `Affine` does, is the same in every space; others are not.
+
+    Attributes:
+      rule: the rule.
+      path: the path of the model.
+      space: predictions.data, noise, v, score or velocity.
+    Near both ends of the path, within 1e-3, the conversion is read at the nearest time outside.
+    """
+
+    rule: Rule
+    path: Path
+    space: predictions.Prediction
+
+    def init(self, x: Array) -> PyTree:
+        return self.rule.init(x)
+
+    def __call__(
+        self, c: Array, u: Array, w: Array, x: Array, t: Array, memory: PyTree
+    ) -> tuple[Array, PyTree]:
+        p, q = to_space(self.path, self.space, t)
+        strong, weak = p * x + q * c, p * x + q * u
+        guided, memory = self.rule(strong, weak, w, x, t, memory)
+        return c + (guided - strong) / q, memory

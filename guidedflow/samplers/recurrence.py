@@ -1,0 +1,73 @@
+"""Self-recurrence: every step taken several times, from the same time, each from renewed noise."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from guidedflow.paths import Path
+from guidedflow.samplers.scan import Solver, Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrent:
+    """Made by `recurrent`."""
+
+    solver: Solver
+    path: Path
+    repeats: int
+
+    @property
+    def honours(self) -> frozenset[str]:
+        return getattr(self.solver, "honours", frozenset())
+
+    def init(self, x: Array) -> PyTree:
+        return self.solver.init(x) if hasattr(self.solver, "init") else ()
+
+    def __call__(self, step: Step) -> tuple[Array, PyTree]:
+        ratio = self.path.alpha(step.t) / self.path.alpha(step.s)
+        lost = self.path.sigma(step.t) ** 2 - (ratio * self.path.sigma(step.s)) ** 2
+        spread = jnp.sqrt(jnp.maximum(lost, 0))
+
+        def again(index: Array, carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
+            # Draw 0 of a repetition renews the noise, those after it are the solver's.
+            begin = 1000 * (index + 1)
+            x = (ratio * carry[0] + spread * step.draw(begin)).astype(step.x.dtype)
+            repeated = step._replace(
+                x=x,
+                first=step.evaluate(x, step.t),
+                draw=lambda n: step.draw(begin + 1 + n),
+            )
+            x, memory = self.solver(repeated)
+            return x.astype(step.x.dtype), memory
+
+        x, memory = self.solver(step)
+        carry = (x.astype(step.x.dtype), memory)
+        return jax.lax.fori_loop(0, self.repeats - 1, again, carry)
+
+
+def recurrent(solver: Solver, path: Path, repeats: int) -> Solver:
+    """Return a solver that takes every step `repeats` times, going back by fresh noise in between.
+
+    x_s = solver step from x_t;   x_t <- a x_s + sqrt(sigma_t^2 - a^2 sigma_s^2) z,
+    a = alpha_t / alpha_s,
+
+    which is how the path itself noises from s to t, so that an exact step keeps the law of x_t. It
+    gives a guidance of strong gradients (`guidance.loss_guidance`) more chances at each noise level.
+    Guidance sees one step: its schedules and its memory are those of the step's beginning.
+
+    Args:
+      solver: any step: euler, heun, `DDIM(path, eta)`.
+      path: the path of the model.
+      repeats: how often each step is taken, at least 1; 1 is the solver itself. 5 to 10 is usual.
+        The evaluations grow in proportion.
+    Returns:
+      A solver for `sample_ode(..., step=..., key=key)`; it draws noise where repeats > 1.
+    Raises:
+      ValueError: repeats is not a whole number of at least 1.
+    Source: Bansal et al. 2023 (universal guidance), section 3.3 and algorithm 1; Lugmayr et al. 2022.
+    """
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise ValueError(f"repeats must be a whole number of at least 1, got {repeats!r}")
+    return Recurrent(solver, path, repeats)
