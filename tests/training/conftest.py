@@ -44,10 +44,16 @@ class OneLayer(nn.Module):
         return nn.Dense(x[0].size)(hidden).reshape(x.shape)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_layer():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "one layer", (OneLayer, {}))
+        yield
+
+
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny():
     """A config of twelve steps that take no time."""
-    monkeypatch.setitem(PRESETS, "one layer", (OneLayer, {}))
     config = defaults()
     config.network.preset = "one layer"
     config.steps, config.batch = 12, 16
