@@ -10,7 +10,7 @@ from guidedflow.evaluation.distances import (
     precision_recall,
 )
 from guidedflow.evaluation.judge import Judge, Scores
-from guidedflow.evaluation.report import Report, plot, summary, table, to_json
+from guidedflow.evaluation.report import Report, legend, plot, summary, table, to_json
 
 __all__ = [
     "Gaussian",
@@ -21,6 +21,7 @@ __all__ = [
     "frechet",
     "frechet_of",
     "inception_score",
+    "legend",
     "nearest",
     "plot",
     "precision_recall",

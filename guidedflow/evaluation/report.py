@@ -79,6 +79,11 @@ def _cells(scores: Scores) -> list[str]:
     return [format(getattr(scores, field), form) for _, field, form in _COLUMNS]
 
 
+def legend() -> str:
+    """Return what the columns of the table mean."""
+    return _LEGEND
+
+
 def to_json(report: Report) -> str:
     """Return the report as JSON text, with what its columns mean."""
     raw = {

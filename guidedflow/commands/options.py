@@ -1,0 +1,133 @@
+"""Options that several subcommands share, and what they say when they are not what they should be."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from tqdm import tqdm
+
+from guidedflow import sampling
+from guidedflow.types import check_number
+
+# Seconds between plain lines where there is no terminal.
+_PAUSE = 10.0
+
+
+def integer(low: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers from `low` on."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+        if value < low:
+            raise argparse.ArgumentTypeError(f"expected at least {low}, got {value}")
+        return value
+
+    return read
+
+
+def integers(text: str) -> list[int]:
+    """Read whole numbers between commas, at least one."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected labels as 0,1,2, got {text!r}") from None
+
+
+def number(text: str) -> float:
+    """Read a finite number."""
+    try:
+        value = float(text)
+        check_number("it", value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}") from None
+    return value
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Read finite numbers between commas, at least one."""
+    return tuple(number(part) for part in text.split(","))
+
+
+def method_options(options: argparse.ArgumentParser, steps: int) -> None:
+    """Add what `sample` and `evaluate` share."""
+    options.add_argument("--workdir", type=Path, required=True, help="folder of the run")
+    options.add_argument(
+        "--solver", default="heun", help=f"one of {', '.join(sampling.SOLVERS)} (default heun)"
+    )
+    options.add_argument(
+        "--steps", type=integer(1), default=steps, help=f"of the solver (default {steps})"
+    )
+    options.add_argument("--grid", default="uniform", help=f"of times: {', '.join(sampling.GRIDS)}")
+    options.add_argument(
+        "--guidance", default="classifier-free", help=f"one of {', '.join(sampling.GUIDANCE)}"
+    )
+    options.add_argument(
+        "--interval", type=numbers, help="guide only between two times, as 0.1,0.9 (t = 1 is data)"
+    )
+    options.add_argument("--seed", type=integer(0), default=0, help="of the noise (default 0)")
+    options.add_argument(
+        "--batch", type=integer(1), default=250, help="images at a time (default 250)"
+    )
+    options.add_argument(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="averaged parameters, or the newest",
+    )
+
+
+def method_of(given: argparse.Namespace, scale: float) -> sampling.Method:
+    """Return the method that the options ask for, at one scale.
+
+    Raises:
+      ValueError: an unknown name, or numbers out of range.
+    """
+    interval = given.interval
+    if interval is not None and len(interval) != 2:
+        raise ValueError(f"--interval takes two times, as 0.1,0.9, got {len(interval)}")
+    return sampling.Method(
+        scale=scale,
+        interval=interval,
+        solver=given.solver,
+        steps=given.steps,
+        grid=given.grid,
+        guidance=given.guidance,
+    )
+
+
+class Progress:
+    """Counts images: a bar on a terminal, elsewhere a line now and then for long jobs."""
+
+    def __init__(self, total: int, label: str = "") -> None:
+        self._total, self._label, self._done = total, label, 0
+        self._begin = self._said = time.monotonic()
+        self._bar = (
+            tqdm(total=total, desc=label or None, unit="image", dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def __call__(self, count: int) -> None:
+        """Count `count` more images."""
+        self._done += count
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(count)
+        elif now - self._said > _PAUSE and self._done < self._total:
+            self._said = now
+            left = (now - self._begin) / self._done * (self._total - self._done)
+            line = f"{self._label} {self._done}/{self._total} images, {left:.0f} s left"
+            print(line.strip(), file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
