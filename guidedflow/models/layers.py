@@ -18,7 +18,7 @@ def _product(x: Float[Array, "rows d"], kernel: Float[Array, "d k"]) -> Float[Ar
     return x @ kernel
 
 
-_folded_product = fold_mapped(_product, (True, False))
+folded_product = fold_mapped(_product, (True, False))
 
 
 class Dense(nn.Module):
@@ -43,7 +43,7 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows k"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-        product = _folded_product if jax.default_backend() == "cpu" else _product
+        product = folded_product if jax.default_backend() == "cpu" else _product
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
         y = product(rows, kernel.astype(self.dtype)) + bias.astype(self.dtype)[None]
         return y.reshape(*x.shape[:-1], self.features)

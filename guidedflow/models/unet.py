@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 from guidedflow.models.attention import pick
 from guidedflow.models.conditioning import check_input, embed_condition
 from guidedflow.models.convolutions import (
+    Convolution,
     Level,
     check_levels,
-    convolution,
     descend,
     group_norm,
 )
@@ -84,12 +84,13 @@ class UNet(nn.Module):
                 joined = jnp.concatenate([h, images.pop()], axis=-1)
                 h = self._make_level(level, channels, f"up_{level}_{index}")(joined, c)
             if level:
-                h = convolution(channels, self.dtype)(
-                    repeat(h, "b h w c -> b (h p) (w q) c", p=2, q=2)
-                )
+                h = repeat(h, "b h w c -> b (h p) (w q) c", p=2, q=2)
+                h = Convolution(channels, self.dtype, name=f"double_{level}")(h)
         h = nn.silu(group_norm(features[0], self.dtype, affine=True, name="norm")(h))
         out = self.channels * (2 if self.double_channels else 1)
-        return convolution(out, self.dtype, zero=True)(h).astype(x.dtype)
+        zeros = nn.initializers.zeros_init()
+        last = Convolution(out, self.dtype, kernel_init=zeros, name="conv_out")
+        return last(h).astype(x.dtype)
 
     def _make_level(self, level: int, features: int, name: str) -> nn.Module:
         attend = level in self.attend

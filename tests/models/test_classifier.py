@@ -48,7 +48,7 @@ def test_trained_logits_approach_the_exact_posterior_at_every_time():
     optimizer = optax.adam(3e-3)
 
     def loss(p, key):
-        x, t, label, _ = draw(key, 128)
+        x, t, label, _ = draw(key, 64)
         logits = net.apply({"params": p}, x, t)
         return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
@@ -57,7 +57,7 @@ def test_trained_logits_approach_the_exact_posterior_at_every_time():
         updates, state = optimizer.update(jax.grad(loss)(p, key), state)
         return (optax.apply_updates(p, updates), state), None
 
-    keys = jax.random.split(jax.random.key(2), 200)
+    keys = jax.random.split(jax.random.key(2), 150)
     (p, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, keys))((p, optimizer.init(p)))
     x, t, _, exact = draw(jax.random.key(3), 2000)
     logits = run(net, p, x, t)
@@ -81,8 +81,8 @@ def test_its_gradient_is_that_of_each_image_alone():
         return jax.nn.log_softmax(net.apply({"params": p}, x, t))[:, 4].sum()
 
     each = jax.jit(jax.vmap(jax.grad(log_prob)))(x, t)
-    assert jnp.all(jnp.abs(each).max((1, 2, 3)) > 1e-3)
-    np.testing.assert_allclose(each, jax.jit(jax.grad(total))(x), rtol=1e-3, atol=1e-4)
+    assert jnp.all(jnp.abs(each).max((1, 2, 3)) > 0)
+    np.testing.assert_allclose(each, jax.jit(jax.grad(total))(x), rtol=1e-3, atol=1e-6)
 
 
 def test_what_does_not_fit_is_refused():
