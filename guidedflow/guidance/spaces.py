@@ -12,10 +12,10 @@ from jaxtyping import Array, PyTree
 
 from guidedflow import predictions
 from guidedflow.guidance.extrapolation import Rule
-from guidedflow.paths import Path, interior
+from guidedflow.paths import Path
 
 MARGIN = 1e-3
-"""Distance from t = 0 and t = 1 within which conversions are read at the nearest time outside it."""
+"""Distance from t = 1, and but for data from t = 0, to which times are moved for a conversion."""
 
 
 def check_space(path: Path | None, space: predictions.Prediction) -> None:
@@ -28,7 +28,10 @@ def to_space(path: Path | None, space: predictions.Prediction, t: Array) -> tupl
     """Return (p, q) with value = p x + q velocity at one time, finite at both ends."""
     if path is None or space is predictions.velocity:
         return jnp.zeros_like(t), jnp.ones_like(t)
-    return predictions.conversion(path, interior(t, MARGIN), predictions.velocity, space)
+    # The data estimate is defined at t = 0, the others move nothing there: x is the noise.
+    low = 0.0 if space is predictions.data else MARGIN
+    inner = jnp.clip(t, low, 1 - MARGIN)
+    return predictions.conversion(path, inner, predictions.velocity, space)
 
 
 def wide(value: Array) -> Array:
@@ -48,7 +51,7 @@ class in_space:
       rule: the rule.
       path: the path of the model.
       space: predictions.data, noise, v, score or velocity.
-    Near both ends of the path, within 1e-3, the conversion is read at the nearest time outside.
+    Within 1e-3 of t = 1, and but for data of t = 0, the conversion is read at the nearest time outside.
     """
 
     rule: Rule

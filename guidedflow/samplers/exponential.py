@@ -12,7 +12,7 @@ does in DDIM, and the step to sigma_s = 0, where h is infinite, is DDIM's and ex
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -21,7 +21,7 @@ from guidedflow.paths import Path, log_snr
 from guidedflow.samplers.diffusion import estimates
 from guidedflow.samplers.multistep import History, combine, lagrange, padded
 from guidedflow.samplers.scan import Step, run
-from guidedflow.types import Cond, ModelFn, check_number
+from guidedflow.types import RENOISE, Cond, ModelFn, check_number
 
 Moments = Callable[[Array, int], list[Array]]
 """(h, k) -> what the k powers of u are taken to integrate to, against h exp(-h (1 - u))."""
@@ -99,6 +99,7 @@ def highest(order: int, history: History, steps: int | None, ends: Array) -> Arr
 class Multistep:
     """Made by `sample_dpmpp`."""
 
+    honours: ClassVar[frozenset[str]] = frozenset({RENOISE})
     path: Path
     order: int
     eta: float
@@ -185,6 +186,7 @@ class Pending(NamedTuple):
 class Singlestep:
     """Made by `sample_dpmpp_singlestep`."""
 
+    honours: ClassVar[frozenset[str]] = frozenset({RENOISE})
     path: Path
     moments: Moments
 

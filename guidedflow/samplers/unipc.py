@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -12,7 +12,7 @@ from guidedflow.samplers.diffusion import estimates
 from guidedflow.samplers.exponential import correction, exact, half_log_snr, highest
 from guidedflow.samplers.multistep import History, combine
 from guidedflow.samplers.scan import Step, run
-from guidedflow.types import Cond, ModelFn
+from guidedflow.types import RENOISE, Cond, ModelFn
 
 Rate = Callable[[Array], Array]
 """B(h), any function of h + O(h^2): what the two-point formulas take in place of 2 m_1."""
@@ -41,6 +41,7 @@ class Before(NamedTuple):
 class UniPC:
     """Made by `sample_unipc`."""
 
+    honours: ClassVar[frozenset[str]] = frozenset({RENOISE})
     path: Path
     order: int
     rate: Rate
