@@ -8,6 +8,7 @@ Open MPI, Cloud TPU, GKE), or with --coordinator=host:port --process_count=N --p
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -68,7 +69,10 @@ def join_processes(values: flags.FlagValues) -> None:
     import jax
 
     explicit = [values.coordinator, values.process_count, values.process_index]
-    timeouts = {"heartbeat_timeout_seconds": _PATIENCE, "shutdown_timeout_seconds": _PATIENCE}
+    timeouts: dict[str, Any] = {
+        "heartbeat_timeout_seconds": _PATIENCE,
+        "shutdown_timeout_seconds": _PATIENCE,
+    }
     if any(value is not None for value in explicit):
         if any(value is None for value in explicit):
             raise ValueError("--coordinator, --process_count and --process_index go together")

@@ -12,14 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from guidedflow import data
 from guidedflow.training import config as configs
 from guidedflow.training import metrics, parallel, pictures, throughput, workdir
+from guidedflow.training.batches import HeldOut, Numbered
 from guidedflow.training.build import Task, build
 from guidedflow.training.checkpoint import Checkpointer, Keep, Record, restore, steps_in
 from guidedflow.training.preemption import StopRequests
@@ -58,41 +57,6 @@ def start_state(
             return state_and_record
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(task.init, out_shardings=places)(jax.random.key(task.config.seed)), None
-
-
-class HeldOut:
-    """Loss on held-out examples with the averaged parameters, the same draws every time."""
-
-    def __init__(self, task: Task) -> None:
-        self._strategy = parallel.Sharded(task.strategy.mesh)
-        self._key = jax.random.key(task.config.seed + 1)
-        source = _Numbered(task.batches(task.held_out))
-        self._batches = [source[i] for i in range(task.config.held_out.batches)]
-        whole = NamedSharding(task.strategy.mesh, P())
-        self._loss = jax.jit(
-            lambda params, batch, key: jnp.mean(task.loss_fn(params, batch, key)),
-            out_shardings=whole,
-        )
-
-    def __call__(self, state: TrainState) -> float:
-        losses = [
-            self._loss(state.ema, self._strategy.place_batch(b), jax.random.fold_in(self._key, i))
-            for i, b in enumerate(self._batches)
-        ]
-        return float(np.mean([float(loss) for loss in losses]))
-
-
-class _Numbered:
-    """Batches with `index`, each row's place in the global batch, which its draws depend on."""
-
-    def __init__(self, batches: data.Batches) -> None:
-        self._batches = batches
-        first = jax.process_index() * batches.local
-        self._index = np.arange(first, first + batches.local, dtype=np.int32)
-
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        batch = self._batches[step]
-        return {"image": batch["image"], "label": batch["label"], "index": self._index}
 
 
 class Run:
@@ -170,7 +134,7 @@ class Run:
     def _input(self) -> data.Prefetch:
         options = self.config.input
         return data.prefetch(
-            _Numbered(self.task.batches()),
+            Numbered(self.task.batches()),
             self.step,
             self.task.strategy.place_batch,
             depth=options.depth,
@@ -182,7 +146,7 @@ class Run:
         began = time.perf_counter()
         strategy = self.task.strategy
         step = strategy.compile(self.task.step(), self.state)
-        batch = strategy.place_batch(_Numbered(self.task.batches())[self.step])
+        batch = strategy.place_batch(Numbered(self.task.batches())[self.step])
         compiled = step.lower(self.state, batch, key).compile()
         count = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         self.display.say(

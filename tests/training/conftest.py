@@ -8,7 +8,6 @@ import pytest
 from flax import linen as nn
 
 from guidedflow.models import PRESETS
-
 from guidedflow.training.config import defaults
 
 

@@ -131,7 +131,7 @@ def test_where_all_are_damaged_it_says_so(two_checkpoints, tmp_path):
     shutil.copytree(two_checkpoints, folder)
     for step in (1, 2):
         (checkpoint.path_of(folder, step) / "files.json").unlink()
-    with pytest.raises(ValueError, match="every checkpoint in .* is damaged .2 of them"):
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged .2 of them"):
         restored(folder)
 
 

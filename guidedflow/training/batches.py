@@ -1,0 +1,47 @@
+"""Batches as a run takes them: numbered rows, and the held-out ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from guidedflow import data
+from guidedflow.training import parallel
+from guidedflow.training.build import Task
+from guidedflow.training.state import TrainState
+
+
+class Numbered:
+    """Batches with `index`, each row's place in the global batch, which its draws depend on."""
+
+    def __init__(self, batches: data.Batches) -> None:
+        self._batches = batches
+        first = jax.process_index() * batches.local
+        self._index = np.arange(first, first + batches.local, dtype=np.int32)
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        batch = self._batches[step]
+        return {"image": batch["image"], "label": batch["label"], "index": self._index}
+
+
+class HeldOut:
+    """Loss on held-out examples with the averaged parameters, the same draws every time."""
+
+    def __init__(self, task: Task) -> None:
+        self._strategy = parallel.Sharded(task.strategy.mesh)
+        self._key = jax.random.key(task.config.seed + 1)
+        source = Numbered(task.batches(task.held_out))
+        self._batches = [source[i] for i in range(task.config.held_out.batches)]
+        whole = NamedSharding(task.strategy.mesh, P())
+        self._loss = jax.jit(
+            lambda params, batch, key: jnp.mean(task.loss_fn(params, batch, key)),
+            out_shardings=whole,
+        )
+
+    def __call__(self, state: TrainState) -> float:
+        losses = [
+            self._loss(state.ema, self._strategy.place_batch(b), jax.random.fold_in(self._key, i))
+            for i, b in enumerate(self._batches)
+        ]
+        return float(np.mean([float(loss) for loss in losses]))

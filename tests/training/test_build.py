@@ -1,0 +1,155 @@
+"""Configs: every name is looked up in one place, and what cannot be meant is refused."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from guidedflow import data, losses, paths, times
+from guidedflow.training import config as configs
+from guidedflow.training import named
+from guidedflow.training.batches import Numbered
+from guidedflow.training.build import build
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+def get_config(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("optimizer.learning_rate", float("nan"), "learning_rate must be a finite number, got nan"),
+        ("log.profile", (1, 2, 3), r"log.profile must have 2 values, got \(1, 2, 3\)"),
+        ("log.profile", (-1, 2), "no negative step"),
+        ("batch", 0, "batch must be at least 1, got 0"),
+        ("drop_rate", 1.5, r"drop_rate must be in \[0, 1\], got 1.5"),
+        ("nonfinite", "stpo", "one of .*got 'stpo' .did you mean 'stop'"),
+        ("optimizer.warm_up", 3000, "warm_up must not exceed config.steps=12"),
+        ("path.name", "linaer", "unknown path 'linaer' .did you mean 'linear'"),
+        ("path.rho", 7.0, "path 'linear' does not take 'rho'; it takes no fields"),
+        ("time.name", "logitnormal", "unknown time draw .*did you mean 'logit_normal'"),
+        ("time.mean", 0.5, "time draw 'uniform' does not take 'mean'"),
+        ("weighting.name", "min_srn", "unknown weighting .*did you mean 'min_snr'"),
+        ("predicts", "velocty", "unknown prediction .*did you mean 'velocity'"),
+        ("task", "flw", "unknown task .*did you mean 'flow'"),
+        ("network.preset", "digit", "unknown network preset .*did you mean 'digits'"),
+        ("optimizer.name", "adam", "unknown optimizer .*did you mean 'adamw'"),
+        ("parallel.strategy", "fdsp", "unknown strategy .*did you mean 'fsdp'"),
+        ("batch", 18, "batch=18 does not divide over 4 devices × config.accumulate=1"),
+        ("accumulate", 3, "batch=16 does not divide over 4 devices × config.accumulate=3"),
+        ("dataset.name", "digit", "digits"),
+        ("ema.decay", 1.0, r"ema decay must lie in \[0, 1\)"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tiny, field, value, message):
+    tiny.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=message):
+        build(tiny)
+
+
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(tiny):
+    tiny.parallel.strategy, tiny.parallel.data, tiny.parallel.fsdp = "mesh", 3, 2
+    with pytest.raises(ValueError, match="data=3 × fsdp=2 does not fit 4 devices"):
+        build(tiny)
+
+
+def test_names_become_objects_with_their_fields(tiny):
+    tiny.path.name, tiny.path.beta_max = "vp", 15.0
+    assert named.make("path", named.PATHS, tiny.path) == paths.VariancePreserving(0.1, 15.0)
+    tiny.path.name, tiny.path.beta_max, tiny.path.steps = "ddpm_cosine", None, 50
+    made = named.make("path", named.PATHS, tiny.path)
+    assert made == paths.DiscreteBeta(paths.cosine_betas, 50)
+    tiny.weighting.name, tiny.weighting.gamma = "min_snr", 3.0
+    assert named.make("weighting", named.WEIGHTINGS, tiny.weighting) == losses.min_snr(3.0)
+    tiny.time.name, tiny.time.std = "logit_normal", 0.5
+    key = jax.random.key(0)
+    expected = times.draw_logit_normal(key, 5, std=0.5)
+    np.testing.assert_array_equal(named.time_draw(tiny.time)(key, 5), expected)
+
+
+def test_a_resolved_config_is_read_back_as_it_was(tiny):
+    tiny.log.profile, tiny.path.rho = (3, 4), 6.5
+    again = configs.from_resolved(configs.resolved(tiny))
+    assert dict(configs.leaves(again)) == dict(configs.leaves(tiny))
+    with pytest.raises(ValueError, match=r"unknown config field 'optimizer\.warmup'"):
+        configs.from_resolved({"optimizer": {"warmup": 3}})
+
+
+def test_what_a_run_is_does_not_include_how_it_is_watched_or_spread(tiny):
+    before = configs.identity(tiny)
+    tiny.steps, tiny.log.every, tiny.parallel.strategy, tiny.checkpoint.every = 99, 7, "fsdp", 3
+    assert configs.identity(tiny) == before
+    tiny.optimizer.b2 = 0.9
+    assert configs.identity(tiny) != before
+
+
+def test_learning_rate_warms_up_and_falls_to_its_end(tiny):
+    tiny.steps, tiny.optimizer.warm_up, tiny.optimizer.final = 100, 10, 0.1
+    rate = named.learning_rate_schedule(tiny)
+    assert float(rate(0)) == 0
+    assert float(rate(5)) == pytest.approx(0.5e-3)
+    assert float(rate(10)) == pytest.approx(1e-3)
+    assert float(rate(55)) == pytest.approx(0.55e-3, rel=1e-3)
+    assert float(rate(100)) == pytest.approx(1e-4)
+    tiny.optimizer.schedule = "constant"
+    assert float(named.learning_rate_schedule(tiny)(100)) == pytest.approx(1e-3)
+
+
+class MadeUp:
+    """Images of noise, in place of a data set that is not on this machine."""
+
+    def __init__(self, shape):
+        self._images = np.random.default_rng(0).integers(0, 256, (8, *shape), np.uint8)
+
+    def __len__(self):
+        return len(self._images)
+
+    def gather(self, indices):
+        return self._images[indices], indices.astype(np.int32)
+
+
+SHAPES = {
+    "digits": ((8, 8, 1), 10),
+    "mnist": ((28, 28, 1), 10),
+    "cifar10": ((32, 32, 3), 10),
+    "imagenet_resized/64x64": ((64, 64, 3), 1000),
+    "latents:data/imagenet256": ((32, 32, 4), 1000),
+}
+
+
+def made_up(config, split):
+    shape, classes = SHAPES[config.dataset.name]
+    return data.Dataset(
+        source=MadeUp(shape), image_shape=shape, num_classes=classes, identity={"name": "made up"}
+    )
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_takes_a_step(path, monkeypatch):
+    """Its network as it is, in shapes alone; then all else of it with a network of one layer."""
+    monkeypatch.setattr("guidedflow.training.build.load_dataset", made_up)
+    config = get_config(path)
+    task = build(config)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((2, *task.dataset.image_shape), jnp.float32)
+    t, label = jax.ShapeDtypeStruct((2,), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    assert jax.eval_shape(lambda p, *xs: task.model(p)(*xs), shapes.params, x, t, label) == x
+
+    config.network = configs.defaults().network
+    config.network.preset = "one layer"
+    config.batch, config.parallel.strategy = 4, "data"
+    task = build(config)
+    state = jax.jit(task.init)(jax.random.key(0))
+    batch = Numbered(task.batches())[0]
+    state, metrics = jax.jit(task.step())(state, batch, jax.random.key(0))
+    assert float(metrics["finite"]) == 1
+    assert int(state.step) == 1
