@@ -6,6 +6,7 @@ Several hosts: the same command on each, with --distributed where a cluster says
 Open MPI, Cloud TPU, GKE), or with --coordinator=host:port --process_count=N --process_index=I.
 """
 
+import importlib.util
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,32 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from guidedflow.training import config as configs
+
 # Seconds until the others notice that a process has gone, and give up waiting for it at the end.
 _PATIENCE = 30
 
 
-def _flags() -> flags.FlagValues:
+def load_config(file: Path) -> ConfigDict:
+    """Return what a config file's `get_config()` returns.
+
+    Raises:
+      ValueError: no such file, or it is not a config file.
+    """
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise ValueError(f"there is no config file {file}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config() if hasattr(module, "get_config") else None
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"{file} must have a get_config() that returns a ConfigDict")
+    return config
+
+
+def _flags(config: ConfigDict, arguments: list[str]) -> flags.FlagValues:
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", help_string="config file", flag_values=values)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_bool("resume", False, "go on from the newest checkpoint", flag_values=values)
     flags.DEFINE_bool("distributed", False, "join the cluster's processes", flag_values=values)
@@ -39,24 +59,23 @@ def parse(arguments: list[str]) -> flags.FlagValues:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise ValueError(f"{repeated[0]} is given more than once")
-    for argument in arguments:
-        file = argument.removeprefix("--config=").split(":")[0]
-        if argument.startswith("--config=") and not Path(file).is_file():
-            raise ValueError(f"there is no config file {file}")
-    values = _flags()
+    files = [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
+    rest = [argument for argument in arguments if not argument.startswith("--config=")]
+    if not files:
+        raise ValueError("--config is missing: guidedflow train --config=… --workdir=…")
+    config = load_config(Path(files[0]))
+    line = ["guidedflow train", *rest]
     try:
-        rest = values(["guidedflow train", *arguments])[1:]
+        values = _flags(config, line)
+        unexpected = values(line)[1:]
     except (AttributeError, KeyError) as error:
         raise ValueError(f"unknown config field {error.args[0]}") from error
     except (flags.Error, TypeError) as error:
         raise ValueError(str(error)) from error
-    if rest:
-        raise ValueError(f"unexpected argument {rest[0]!r}")
-    for name in ("config", "workdir"):
-        if values[name].value is None:
-            raise ValueError(f"--{name} is missing: guidedflow train --config=… --workdir=…")
-    if not isinstance(values.config, ConfigDict):
-        raise ValueError("the config file's get_config() must return a ConfigDict")
+    if unexpected:
+        raise ValueError(f"unexpected argument {unexpected[0]!r}")
+    if values.workdir is None:
+        raise ValueError("--workdir is missing: guidedflow train --config=… --workdir=…")
     return values
 
 
@@ -91,7 +110,8 @@ def main(arguments: list[str]) -> int:
     """Train; return 0 when the last step is reached or the run stopped as asked."""
     if arguments in (["--help"], ["-h"]):
         print(__doc__)
-        print(_flags().main_module_help() or _flags().get_help())
+        print("The fields of a config, with their defaults:\n")
+        print(configs.defaults())
         return 0
     values = parse(arguments)
     join_processes(values)
