@@ -11,9 +11,11 @@ from guidedflow.training.config import defaults
 def get_config() -> ConfigDict:
     """Linear path, velocity prediction, conditions dropped one time in ten, AdamW with cosine."""
     config = defaults()
-    config.steps = 2000
+    config.steps = 1500
     config.batch = 128
-    config.optimizer.learning_rate = 1e-3
+    # Four tokens an image: a quarter of the work of patches of 2, and faithful digits sooner.
+    config.network.patch = 4
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warm_up = 200
     config.ema.decay = 0.999
     return config

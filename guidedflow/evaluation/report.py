@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,8 +113,8 @@ def plot(report: Report) -> Figure:
     """Draw accuracy, both Fréchet distances and the distance to training images over the scale."""
     order = np.argsort(report.scales)
     scales = np.asarray(report.scales)[order]
-    figure = Figure(figsize=(10, 3.4), dpi=120, layout="constrained")
-    figure.suptitle(_title(report), fontsize=10)
+    figure = Figure(figsize=(10, 3.7), dpi=120, layout="constrained")
+    figure.suptitle("\n".join(textwrap.wrap(_title(report), 120)), fontsize=9)
     axes = figure.subplots(1, 3)
 
     def curve(ax: Axes, field: str, label: str, colour: str) -> None:

@@ -1,0 +1,84 @@
+# Everything runs in $(VENV), which the first target to need it makes from requirements.lock.
+VENV = .venv
+PEERS = .venv-peers
+RUN = runs/digits
+JOBS = 2
+ARGS =
+
+BIN = $(VENV)/bin
+READY = $(VENV)/.installed
+PEERS_READY = $(PEERS)/.installed
+GUIDEDFLOW = $(BIN)/guidedflow
+PIP = -m pip --disable-pip-version-check --quiet
+
+# $(call environment,folder): make a virtual environment there, or mend one that was cut short.
+environment = \
+	found=; \
+	for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    found=$$python; break; \
+	  fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "guidedflow needs Python 3.11 or newer on the PATH" >&2; exit 2; \
+	fi; \
+	if ! $(1)/bin/python -m pip --version >/dev/null 2>&1; then \
+	  echo "making $(1) with $$($$found --version); packages follow, some minutes the first time"; \
+	  "$$found" -m venv --clear $(1); \
+	fi
+
+.PHONY: help demo test lint test-peers torture experiments bench clean
+
+help:
+	@echo "make demo         train on digits, sample, judge: under 5 minutes on 2 cores"
+	@echo "make test         the tests; ARGS='-k guidance' chooses, JOBS=4 takes more processes"
+	@echo "make lint         the linter and the type checker"
+	@echo "make test-peers   the tests, with what they compare against installed"
+	@echo "make torture      kill a run at 20 random moments and compare it with an unbroken one"
+	@echo "make experiments  every script of experiments/, with its picture and figures"
+	@echo "make bench        guided sampler steps a second on this machine"
+
+$(READY): requirements.lock pyproject.toml
+	@$(call environment,$(VENV))
+	@$(BIN)/python $(PIP) install -r requirements.lock
+	@$(BIN)/python $(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)
+	@$(GUIDEDFLOW) train --config=configs/digits.py --workdir=$(RUN) --resume
+	@for w in 1 2 4; do \
+	  $(GUIDEDFLOW) sample --workdir=$(RUN) --scale=$$w --out=$(RUN)/samples-w$$w.png || exit; \
+	done
+	@$(GUIDEDFLOW) evaluate --workdir=$(RUN) --scales=1,1.5,2,3,4
+	@echo "pictures: $(RUN)/samples-w1.png samples-w2.png samples-w4.png loss.png"
+
+test: $(READY)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist=loadfile $(ARGS)
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+$(PEERS_READY): requirements.lock pyproject.toml
+	@$(call environment,$(PEERS))
+	@$(PEERS)/bin/python $(PIP) install -r requirements.lock
+	@$(PEERS)/bin/python $(PIP) install --no-build-isolation -e '.[peers]'
+	@touch $@
+
+test-peers: $(PEERS_READY)
+	@$(PEERS)/bin/python -m pytest -n $(JOBS) --dist=loadfile $(ARGS)
+
+torture: $(READY)
+	@$(BIN)/python experiments/torture.py $(ARGS)
+
+experiments: $(READY)
+	@for script in experiments/[0-9]*.py; do \
+	  echo "$$script"; $(BIN)/python "$$script" || exit; \
+	done
+
+bench: $(READY)
+	@$(GUIDEDFLOW) bench $(ARGS)
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
