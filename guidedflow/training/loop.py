@@ -87,7 +87,8 @@ class Run:
         )
         self.in_flight: deque[dict[str, Array]] = deque()
         self.held_out = HeldOut(task) if task.held_out and self.config.held_out.every else None
-        self.sampler = pictures.make_sampler(task) if self.config.sample.every else None
+        shows = self.config.sample.every and task.kind.generates
+        self.sampler = pictures.make_sampler(task) if shows else None
 
     def _open_sinks(self) -> list[metrics.Sink]:
         log, start = self.config.log, self.step
@@ -145,9 +146,8 @@ class Run:
     def _compile(self, key: Array) -> Any:
         began = time.perf_counter()
         strategy = self.task.strategy
-        step = strategy.compile(self.task.step(), self.state)
         batch = strategy.place_batch(Numbered(self.task.batches())[self.step])
-        compiled = step.lower(self.state, batch, key).compile()
+        compiled = strategy.compile(self.task.step(), self.state, batch, key)
         count = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         self.display.say(
             f"{count:,} parameters on {jax.device_count()} {jax.devices()[0].platform} devices; "
@@ -177,11 +177,11 @@ class Run:
         if self.held_out is not None and due(self.config.held_out.every):
             self._settle()
             with self._aside():
-                self.rated = {"held_out_loss": self.held_out(self.state)}
+                self.rated = self.held_out(self.state)
             self._write(self.rated)
-        if self.sampler is not None and due(self.config.sample.every):
+        if due(self.config.sample.every):
             with self._aside():
-                self._draw(self.sampler)
+                self._draw()
         if due(self.config.checkpoint.every):
             self._settle()
             with self._aside():
@@ -241,17 +241,22 @@ class Run:
                 sink.write(self.step, clocks)
         self.display.record(self.step, {**record, **clocks})
 
-    def _draw(self, sample: pictures.Sampler) -> None:
-        images = sample(self.state.ema, jax.random.key(self.config.seed))
+    def _draw(self) -> None:
+        """Write what there is to look at: samples, or a classifier's accuracy, and the loss."""
+        key = jax.random.key(self.config.seed)
+        images = self.sampler(self.state.ema, key) if self.sampler else None
         if not self.lead:
             return
-        folder = self.folder / "samples"
-        folder.mkdir(exist_ok=True)
-        options = self.config.sample
-        title = f"step {self.step}, w = {options.scale:g}, Heun, {options.steps} steps"
-        path = folder / f"{self.step:08d}.png"
-        pictures.draw_grid(np.asarray(images), options.rows, title, path)
-        pictures.draw_loss(metrics.read(self.folder / "metrics.jsonl"), self.folder / "loss.png")
+        folder, options = self.folder / "samples", self.config.sample
+        records = metrics.read(self.folder / "metrics.jsonl")
+        if images is not None:
+            folder.mkdir(exist_ok=True)
+            title = f"step {self.step}, w = {options.scale:g}, Heun, {options.steps} steps"
+            path = folder / f"{self.step:08d}.png"
+            pictures.draw_grid(np.asarray(images), options.rows, title, path)
+        else:
+            pictures.draw_accuracies(records, self.folder / "accuracy.png")
+        pictures.draw_loss(records, self.folder / "loss.png")
 
     def _save(self) -> None:
         self.checkpointer.save(self.state, self.rated, list(self.pending))

@@ -33,8 +33,8 @@ class Strategy(Protocol):
     def place_batch(self, batch: PyTree) -> PyTree:
         """Put this process's part of a batch, numpy `b ...`, onto its devices."""
 
-    def compile(self, step: StepFn, state: PyTree) -> Any:
-        """Jit `step` for a state of this structure; the state passed in is donated."""
+    def compile(self, step: StepFn, state: PyTree, batch: PyTree, key: Array) -> Any:
+        """Compile `step` for arguments like these, placed; the state passed in is donated."""
 
 
 def _devices(mesh: Mesh) -> int:
@@ -48,6 +48,13 @@ def _check_divides(batch: PyTree, local: int, total: int) -> None:
             f"a batch of {size} examples in this process does not divide over its {local} "
             f"devices ({total} in all); choose a batch that is a multiple of {total}"
         )
+
+
+def _put(batch: PyTree, sharding: NamedSharding) -> PyTree:
+    """Make global arrays of this process's rows."""
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
 
 
 def make_mesh(data: int, fsdp: int) -> Mesh:
@@ -92,19 +99,21 @@ class Pmap:
     def place_batch(self, batch: PyTree) -> PyTree:
         local = jax.local_device_count()
         _check_divides(batch, local, _devices(self.mesh))
-        mesh = Mesh(np.array(jax.local_devices()), ("batch",), axis_types=(AxisType.Auto,))
-        sharding = NamedSharding(mesh, P("batch"))
         split = jax.tree.map(lambda leaf: leaf.reshape(local, -1, *leaf.shape[1:]), batch)
-        return jax.device_put(split, sharding)
+        return _put(split, NamedSharding(self.mesh, P(("data", "fsdp"))))
 
-    def compile(self, step: StepFn, state: PyTree) -> Any:
-        return jax.pmap(
+    def compile(self, step: StepFn, state: PyTree, batch: PyTree, key: Array) -> Any:
+        mapped = jax.pmap(
             step,
             axis_name=self.axis_name,
             in_axes=(None, 0, None),
             out_axes=(None, None),
             donate_argnums=0,
         )
+        # `lower` counts this process's devices where the compiled program counts all of them.
+        local = jax.local_device_count()
+        batch = jax.tree.map(lambda leaf: np.zeros((local, *leaf.shape[1:]), leaf.dtype), batch)
+        return mapped.lower(state, batch, key).compile()
 
 
 @dataclass(frozen=True)
@@ -125,23 +134,19 @@ class Sharded:
 
     def place_batch(self, batch: PyTree) -> PyTree:
         _check_divides(batch, jax.local_device_count(), _devices(self.mesh))
-        sharding = NamedSharding(self.mesh, P(("data", "fsdp")))
-        if jax.process_count() == 1:
-            return jax.device_put(batch, sharding)
-        return jax.tree.map(
-            lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch
-        )
+        return _put(batch, NamedSharding(self.mesh, P(("data", "fsdp"))))
 
-    def compile(self, step: StepFn, state: PyTree) -> Any:
+    def compile(self, step: StepFn, state: PyTree, batch: PyTree, key: Array) -> Any:
         whole = NamedSharding(self.mesh, P())
         places = self.shardings(state)
         batches = NamedSharding(self.mesh, P(("data", "fsdp")))
-        return jax.jit(
+        jitted = jax.jit(
             step,
             in_shardings=(places, batches, whole),
             out_shardings=(places, whole),
             donate_argnums=0,
         )
+        return jitted.lower(state, batch, key).compile()
 
 
 def data() -> Sharded:

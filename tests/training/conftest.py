@@ -50,9 +50,8 @@ def one_layer():
         yield
 
 
-@pytest.fixture
-def tiny():
-    """A config of twelve steps that take no time."""
+def tiny_config():
+    """Return a config of twelve steps that take no time."""
     config = defaults()
     config.network.preset = "one layer"
     config.steps, config.batch = 12, 16
@@ -62,3 +61,8 @@ def tiny():
     config.held_out.every = config.sample.every = 0
     config.parallel.strategy = "data"
     return config
+
+
+@pytest.fixture
+def tiny():
+    return tiny_config()

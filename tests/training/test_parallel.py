@@ -50,8 +50,8 @@ def train(strategy, steps=20, accumulate=1, learning_rate=1e-2):
     if strategy is None:
         compiled, place = jax.jit(step), lambda batch: batch
     else:
-        state = jax.device_put(state, strategy.shardings(state))
-        compiled, place = strategy.compile(step, state), strategy.place_batch
+        state, place = jax.device_put(state, strategy.shardings(state)), strategy.place_batch
+        compiled = strategy.compile(step, state, place(batch_at(0)), jax.random.key(0))
     losses = []
     for i in range(steps):
         state, metrics = compiled(state, place(batch_at(i)), jax.random.key(0))
