@@ -45,8 +45,8 @@ def concatenated(
 ) -> Evaluation:
     """Repeat x and t, one copy a branch, along the batch axis, and call the model once."""
     count = len(conds)
-    tiled = [jnp.concatenate([value] * count) for value in (x, t)]
-    both = _once(model, *tiled, _stack(conds, jnp.concatenate), at)
+    many_x, many_t = (jnp.concatenate([value] * count) for value in (x, t))
+    both = _once(model, many_x, many_t, _stack(conds, jnp.concatenate), at)
     return jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), both)
 
 

@@ -26,6 +26,8 @@ class Recurrent:
         return self.solver.init(x) if hasattr(self.solver, "init") else ()
 
     def __call__(self, step: Step) -> tuple[Array, PyTree]:
+        if self.repeats == 1:
+            return self.solver(step)
         ratio = self.path.alpha(step.t) / self.path.alpha(step.s)
         lost = self.path.sigma(step.t) ** 2 - (ratio * self.path.sigma(step.s)) ** 2
         spread = jnp.sqrt(jnp.maximum(lost, 0))
@@ -54,7 +56,8 @@ def recurrent(solver: Solver, path: Path, repeats: int) -> Solver:
     a = alpha_t / alpha_s,
 
     which is how the path itself noises from s to t, so that an exact step keeps the law of x_t. It
-    gives a guidance of strong gradients (`guidance.loss_guidance`) more chances at each noise level.
+    brings a state that guidance pushed out of that law back towards it, at each noise level: what strong
+    gradients (`guidance.loss_guidance`) need.
     Guidance sees one step: its schedules and its memory are those of the step's beginning.
 
     Args:
@@ -65,9 +68,12 @@ def recurrent(solver: Solver, path: Path, repeats: int) -> Solver:
     Returns:
       A solver for `sample_ode(..., step=..., key=key)`; it draws noise where repeats > 1.
     Raises:
-      ValueError: repeats is not a whole number of at least 1.
+      ValueError: repeats is not a whole number of at least 1, or the solver already goes back to a
+        noisier time (EDM's churn).
     Source: Bansal et al. 2023 (universal guidance), section 3.3 and algorithm 1; Lugmayr et al. 2022.
     """
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"repeats must be a whole number of at least 1, got {repeats!r}")
+    if hasattr(solver, "begin"):
+        raise ValueError(f"{type(solver).__name__} adds noise of its own and cannot be repeated")
     return Recurrent(solver, path, repeats)
