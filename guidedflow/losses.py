@@ -18,6 +18,7 @@ from guidedflow.types import (
     ModelFn,
     broadcast_null,
     check_batch,
+    check_floating,
     check_number,
     check_times,
     example_keys,
@@ -40,8 +41,19 @@ def _check(data: Array, noise: Array, t: Array, cond: Cond) -> None:
             "data and noise must have one shape with the batch first, got "
             f"{jnp.shape(data)} and {jnp.shape(noise)}"
         )
+    check_floating("data", data)
+    check_floating("noise", noise)
     check_times(t, jnp.shape(data)[:1])
     check_batch("cond", cond, jnp.shape(data)[0])
+
+
+def _squared_error(output: Array, target: Array) -> Array:
+    # Subtracting alone would broadcast an output with axes of size 1.
+    if jnp.shape(output) != jnp.shape(target):
+        raise ValueError(
+            f"the network must return x's shape {jnp.shape(target)}, got {jnp.shape(output)}"
+        )
+    return mean_square(output - target)
 
 
 def flow_matching(
@@ -71,7 +83,7 @@ def flow_matching(
     """
     _check(data, noise, t, cond)
     x, target = jax.vmap(lambda d, n, s: interpolate(path, d, n, s))(data, noise, t)
-    return mean_square(model(x, t, cond) - target)
+    return _squared_error(model(x, t, cond), target)
 
 
 def denoising(
@@ -112,7 +124,7 @@ def denoising(
         return path.alpha(s) * d + path.sigma(s) * n, a * d + b * n
 
     x, target = jax.vmap(point)(data, noise, t)
-    loss = mean_square(network(x, t, cond) - target)
+    loss = _squared_error(network(x, t, cond), target)
     if weighting is None:
         return loss
 
@@ -221,7 +233,7 @@ def drop_condition(key: PRNGKeyArray, cond: Cond, null: Cond, rate: float) -> Co
     leaves = jax.tree.leaves(cond)
     if not leaves:
         return cond
-    batch = jnp.shape(leaves[0])[0]
+    batch = jnp.shape(leaves[0])[0] if jnp.ndim(leaves[0]) else 1
     check_batch("cond", cond, batch)
     keys = example_keys(key, batch)
     dropped = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from guidedflow.paths import Path, log_snr
+from guidedflow.paths import DiscreteBeta, Path, log_snr
 from guidedflow.types import check_number, concrete
 
 Draw = Callable[[PRNGKeyArray, int], Float[Array, " b"]]
@@ -200,19 +200,89 @@ def log_snr_grid(steps: int, path: Path, low: float = 1e-3, high: float = 1 - 1e
     """
     _check_steps(steps)
     _check_interval(low, high)
-    ends = [float(log_snr(path, jnp.float32(t))) for t in (low, high)]
+    with jax.ensure_compile_time_eval():
+        ends = [float(log_snr(path, jnp.float32(t))) for t in (low, high)]
     if not np.all(np.isfinite(ends)):
         raise ValueError(f"log-SNR must be finite at low and high, got {ends}; move them inside")
     levels = np.linspace(ends[0], ends[1], steps) if steps > 1 else np.asarray(ends[:1])
     return _grid_at(path, np.exp(-0.5 * levels))
 
 
+def _grid_of_steps(path: DiscreteBeta, table_steps: np.ndarray) -> Grid:
+    """Return the times of falling table steps, then t = 1."""
+    if not np.all((table_steps >= 0) & (table_steps < path.steps)):
+        raise ValueError(f"the table has steps 0 .. {path.steps - 1}, asked for {table_steps}")
+    times = 1 - (table_steps.astype(np.float64) + 1) / path.steps
+    return np.append(times, 1.0).astype(np.float32)
+
+
+def _check_respacing(steps: int, path: DiscreteBeta, most: int) -> None:
+    _check_steps(steps)
+    if not isinstance(path, DiscreteBeta):
+        raise ValueError(f"discrete spacings need a DiscreteBeta path, got {path!r}")
+    if steps > most:
+        raise ValueError(f"steps must be at most {most} on a table of {path.steps}, got {steps}")
+
+
+def leading_grid(steps: int, path: DiscreteBeta, offset: int = 0, drop_last: bool = False) -> Grid:
+    """Return `steps` table steps 0, r, 2 r, ... from the data end, and t = 1.
+
+    k_i = i floor(K / steps) + offset, K the table's length.  Lin et al. 2024, table 2, "leading":
+    respaced DDPM and DDIM as first published. Never begins at pure noise.
+
+    Args:
+      steps: steps of the sampler, at most K.
+      path: the table.
+      offset: added to every k; 1 in Stable Diffusion.
+      drop_last: leave out the k nearest the data of a spacing with one step more, as diffusers'
+        multistep solvers do.
+    Raises:
+      ValueError: steps out of range, another kind of path, or k outside the table.
+    """
+    points = steps + 1 if drop_last else steps
+    _check_respacing(steps, path, path.steps - drop_last if isinstance(path, DiscreteBeta) else 1)
+    table_steps = np.arange(points)[::-1] * (path.steps // points) + offset
+    return _grid_of_steps(path, table_steps[:steps])
+
+
+def trailing_grid(steps: int, path: DiscreteBeta) -> Grid:
+    """Return `steps` table steps K - 1, K - 1 - r, ... from the noise end, and t = 1.
+
+    k_i = round(K - i K / steps) - 1.  Lin et al. 2024, table 2, "trailing": begins at pure noise; on a
+    table that steps divides it is the uniform grid.
+
+    Raises:
+      ValueError: steps outside 1 .. K, or another kind of path.
+    """
+    _check_respacing(steps, path, path.steps if isinstance(path, DiscreteBeta) else 1)
+    table_steps = np.round(path.steps - np.arange(steps) * (path.steps / steps)) - 1
+    return _grid_of_steps(path, table_steps)
+
+
+def linspace_grid(steps: int, path: DiscreteBeta, drop_last: bool = False) -> Grid:
+    """Return `steps` table steps evenly from K - 1 to 0, both included, rounded, and t = 1.
+
+    Lin et al. 2024, table 2, "linspace"; Nichol & Dhariwal 2021, section 4. The last step, from k = 0,
+    is as small as the table's.
+
+    Args:
+      steps, path: as for `leading_grid`; a single step is at k = K - 1.
+      drop_last: as for `leading_grid`; the last step is then as large as the others.
+    Raises:
+      ValueError: steps outside 1 .. K, or another kind of path.
+    """
+    _check_respacing(steps, path, path.steps - drop_last if isinstance(path, DiscreteBeta) else 1)
+    points = steps + 1 if drop_last else steps
+    table_steps = np.linspace(path.steps - 1, 0, points).round()
+    return _grid_of_steps(path, table_steps[:steps])
+
+
 def _grid_at(path: Path, ratios: np.ndarray) -> Grid:
     with jax.ensure_compile_time_eval():
         times = np.asarray(time_of_ratio(path, jnp.asarray(ratios, jnp.float32)))
+        reach = [float(path.sigma(t) / path.alpha(t)) for t in (jnp.zeros(()), jnp.ones(()))]
     grid = np.append(times, 1.0).astype(np.float32)
     if not np.all(np.diff(grid) > 0):
-        reach = [float(path.sigma(jnp.float32(t)) / path.alpha(jnp.float32(t))) for t in (0, 1)]
         raise ValueError(
             f"the path's sigma / alpha runs from {reach[0]:.3g} to {reach[1]:.3g} and does not "
             f"hold {len(ratios)} distinct times from {ratios[0]:.3g} to {ratios[-1]:.3g}"

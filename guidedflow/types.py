@@ -122,9 +122,12 @@ def example_keys(key: PRNGKeyArray, batch: int) -> PRNGKeyArray:
     """Return one key an example: `fold_in(key, i)`, or `key` itself where it is already a batch.
 
     Raises:
-      ValueError: `key` is a batch of another size.
+      ValueError: `key` is no key, or a batch of another size.
     """
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and not (dtype == jnp.uint32 and key.shape[-1:] == (2,)):
+        raise ValueError(f"key must be made by jax.random.key(seed), got {key!r}")
     keys = key if typed else jax.random.wrap_key_data(key)
     if keys.ndim == 0:
         return jax.vmap(lambda i: jax.random.fold_in(keys, i))(jnp.arange(batch))
@@ -201,7 +204,10 @@ def broadcast_null(null: Cond, cond: Cond) -> Cond:
 
     def give(where: tuple, one: Array, many: Array) -> Array:
         shape, dtype = jnp.shape(many), jnp.result_type(many)
-        same_kind = jnp.result_type(one).kind == dtype.kind
+        same_kind = any(
+            jnp.issubdtype(dtype, kind) and jnp.issubdtype(jnp.result_type(one), kind)
+            for kind in (jnp.floating, jnp.integer, jnp.bool_)
+        )
         if jnp.shape(one) not in (shape, shape[1:]) or not same_kind:
             raise ValueError(
                 f"null{jax.tree_util.keystr(where)} must have shape {shape[1:]} or {shape} and a "

@@ -1,0 +1,115 @@
+"""The order of the layers, read from the imports; and what importing the core costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import guidedflow
+
+ROOT = Path(guidedflow.__file__).parent
+
+# Each part may import the parts after its name, and itself; None is anything.
+CORE = {"types", "paths", "predictions", "times", "losses", "guidance", "samplers", "registry"}
+MAY_IMPORT = {
+    "types": set(),
+    "registry": set(),
+    "paths": {"types"},
+    "predictions": {"types", "paths"},
+    "times": {"types", "paths"},
+    "losses": {"types", "paths", "predictions", "times"},
+    "guidance": {"types", "paths", "predictions", "times"},
+    "samplers": {"types", "paths", "predictions", "times"},
+    "models": {"types", "registry"},
+    "data": {"registry"},
+}
+HEAVY = {
+    "flax", "optax", "orbax", "grain", "tensorflow_datasets", "tensorflow", "diffrax", "matplotlib",
+    "ml_collections", "sklearn", "PIL", "scipy.stats",
+}  # fmt: skip
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imports(file):
+    """Every module that `file` names in an import, also inside functions."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            found.append(node.module)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def part(file):
+    first = file.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+def parts_imported(file):
+    """The parts of guidedflow that `file` imports."""
+    known = {part(f) for f in FILES}
+    names = (name.split(".") for name in imports(file))
+    return {name[1] for name in names if name[0] == "guidedflow" and len(name) > 1} & known
+
+
+@pytest.mark.parametrize("name", sorted(MAY_IMPORT))
+def test_imports_point_downwards(name):
+    allowed = MAY_IMPORT[name] | {name}
+    files = [f for f in FILES if part(f) == name]
+    assert files
+    for file in files:
+        assert parts_imported(file) <= allowed, file
+
+
+def test_nothing_needs_the_command_line():
+    for file in FILES:
+        if part(file) not in ("cli", "__main__"):
+            assert "cli" not in parts_imported(file), file
+
+
+@pytest.mark.parametrize("name", sorted(CORE))
+def test_the_core_names_no_network_library(name):
+    light = {"jax", "numpy", "jaxtyping", "einops", "guidedflow"} | set(sys.stdlib_module_names)
+    # Adaptive steps come from an optional extra, imported where they are called.
+    optional = {"samplers/adaptive.py": {"diffrax"}}
+    for file in FILES:
+        if part(file) == name:
+            extra = optional.get(str(file.relative_to(ROOT)), set())
+            assert {i.split(".")[0] for i in imports(file)} <= light | extra, file
+
+
+def test_importing_the_core_loads_jax_and_nothing_heavier():
+    code = "import sys, guidedflow; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "jax" in loaded
+    assert not HEAVY & set(loaded)
+
+
+def test_users_are_never_met_by_an_assert():
+    for file in FILES:
+        found = [
+            n.lineno for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Assert)
+        ]
+        assert not found, f"{file}:{found}"
+
+
+def test_importing_sets_no_flag_and_no_environment():
+    code = (
+        "import os, jax; env = dict(os.environ); values = dict(jax.config.values)\n"
+        "import guidedflow\n"
+        "assert env == dict(os.environ) and values == dict(jax.config.values)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_is_there():
+    for module in (guidedflow, guidedflow.guidance, guidedflow.samplers):
+        for name in module.__all__:
+            assert hasattr(module, name), name
