@@ -1,12 +1,12 @@
 """Sampling jobs: a trained run's parameters and a list of labels in, images out.
 
-Names from a command line become objects here. A job runs in chunks of one compiled program; image i
-depends on the seed and on i, not on how large a chunk is.
+A job runs in chunks of one compiled program; image i depends on the seed and on i, not on how large
+a chunk is.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -16,110 +16,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from guidedflow import guidance, samplers, times
+from guidedflow import samplers
+from guidedflow.methods import GRIDS, GUIDANCE, SOLVERS, Method
 from guidedflow.paths import Path as NoisePath
-from guidedflow.registry import choose
 from guidedflow.training import config as configs
 from guidedflow.training import workdir as workdirs
 from guidedflow.training.build import Task, build
 from guidedflow.training.checkpoint import restore
-from guidedflow.types import ModelFn, Scale, check_number
-
-Solve = Callable[[ModelFn, Array, Array, Array, PRNGKeyArray, NoisePath], Array]
-"""(model, noise, ts, labels, keys, path) -> images."""
-
-
-def _ode(step: Callable) -> Solve:
-    def solve(
-        model: ModelFn, noise: Array, ts: Array, cond: Array, keys: PRNGKeyArray, path: NoisePath
-    ) -> Array:
-        return samplers.sample_ode(model, noise, ts, cond, step=step)
-
-    return solve
-
-
-def _ddim(
-    model: ModelFn, noise: Array, ts: Array, cond: Array, keys: PRNGKeyArray, path: NoisePath
-) -> Array:
-    return samplers.sample_ddim(model, noise, ts, cond, path=path)
-
-
-def _ddpm(
-    model: ModelFn, noise: Array, ts: Array, cond: Array, keys: PRNGKeyArray, path: NoisePath
-) -> Array:
-    return samplers.sample_ddpm(model, noise, ts, cond, key=keys, path=path)
-
-
-def _sde(
-    model: ModelFn, noise: Array, ts: Array, cond: Array, keys: PRNGKeyArray, path: NoisePath
-) -> Array:
-    # A coefficient that fades with the noise needs no smaller steps near the data.
-    diffusion = samplers.proportional(1.0)
-    return samplers.sample_sde(model, noise, ts, cond, key=keys, path=path, diffusion=diffusion)
-
-
-SOLVERS: Mapping[str, Solve] = {
-    "euler": _ode(samplers.euler),
-    "midpoint": _ode(samplers.midpoint),
-    "heun": _ode(samplers.heun),
-    "rk4": _ode(samplers.rk4),
-    "ddim": _ddim,
-    "ddpm": _ddpm,
-    "sde": _sde,
-}
-GRIDS: Mapping[str, Callable[[int, NoisePath], times.Grid]] = {
-    "uniform": lambda steps, path: times.uniform_grid(steps),
-    "shifted": lambda steps, path: times.shifted_grid(steps),
-    "quadratic": lambda steps, path: times.quadratic_grid(steps),
-    "karras": lambda steps, path: times.karras_grid(steps, path),
-    "log-snr": lambda steps, path: times.log_snr_grid(steps, path),
-}
-GUIDANCE: Mapping[str, Callable[[ModelFn, Array, Scale, NoisePath], ModelFn]] = {
-    "classifier-free": lambda model, null, scale, path: guidance.classifier_free(
-        model, null, scale
-    ),
-    "none": lambda model, null, scale, path: model,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """How images are drawn: names of tables above, and numbers.
-
-    Attributes:
-      scale: guidance scale w; 1 is the conditional model, 0 the null one.
-      interval: (low, high) times in [0, 1] outside which w is 1, or None for everywhere.
-      solver, steps, grid: of the sampler.
-      guidance: how the branches are joined.
-    Raises:
-      ValueError: an unknown name (the message says the nearest), or a number out of range.
-    """
-
-    scale: float = 1.0
-    interval: tuple[float, float] | None = None
-    solver: str = "heun"
-    steps: int = 32
-    grid: str = "uniform"
-    guidance: str = "classifier-free"
-
-    def __post_init__(self) -> None:
-        check_number("scale", self.scale)
-        choose("solver", self.solver, SOLVERS)
-        choose("grid", self.grid, GRIDS)
-        choose("guidance", self.guidance, GUIDANCE)
-        times.uniform_grid(self.steps)
-        self.schedule()
-
-    def schedule(self) -> Scale:
-        """Return the scale as guidance takes it.
-
-        A scale of exactly 1 stays a Python number, which costs one branch; others are arrays, so
-        that a sweep compiles once.
-        """
-        if self.scale == 1:
-            return 1.0
-        scale = jnp.float32(self.scale)
-        return guidance.interval(scale, *self.interval) if self.interval else scale
+from guidedflow.types import ModelFn
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

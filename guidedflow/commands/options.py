@@ -9,7 +9,7 @@ from typing import Self
 
 from tqdm import tqdm
 
-from guidedflow import sampling
+from guidedflow.methods import GRIDS, GUIDANCE, SOLVERS, Method
 from guidedflow.types import check_number
 
 # Seconds between plain lines where there is no terminal.
@@ -58,14 +58,14 @@ def method_options(options: argparse.ArgumentParser, steps: int) -> None:
     """Add what `sample` and `evaluate` share."""
     options.add_argument("--workdir", type=Path, required=True, help="folder of the run")
     options.add_argument(
-        "--solver", default="heun", help=f"one of {', '.join(sampling.SOLVERS)} (default heun)"
+        "--solver", default="heun", help=f"one of {', '.join(SOLVERS)} (default heun)"
     )
     options.add_argument(
         "--steps", type=integer(1), default=steps, help=f"of the solver (default {steps})"
     )
-    options.add_argument("--grid", default="uniform", help=f"of times: {', '.join(sampling.GRIDS)}")
+    options.add_argument("--grid", default="uniform", help=f"of times: {', '.join(GRIDS)}")
     options.add_argument(
-        "--guidance", default="classifier-free", help=f"one of {', '.join(sampling.GUIDANCE)}"
+        "--guidance", default="classifier-free", help=f"one of {', '.join(GUIDANCE)}"
     )
     options.add_argument(
         "--interval", type=numbers, help="guide only between two times, as 0.1,0.9 (t = 1 is data)"
@@ -82,7 +82,7 @@ def method_options(options: argparse.ArgumentParser, steps: int) -> None:
     )
 
 
-def method_of(given: argparse.Namespace, scale: float) -> sampling.Method:
+def method_of(given: argparse.Namespace, scale: float) -> Method:
     """Return the method that the options ask for, at one scale.
 
     Raises:
@@ -91,7 +91,7 @@ def method_of(given: argparse.Namespace, scale: float) -> sampling.Method:
     interval = given.interval
     if interval is not None and len(interval) != 2:
         raise ValueError(f"--interval takes two times, as 0.1,0.9, got {len(interval)}")
-    return sampling.Method(
+    return Method(
         scale=scale,
         interval=interval,
         solver=given.solver,

@@ -25,6 +25,7 @@ from guidedflow.commands.options import (
     number,
 )
 from guidedflow.files import check_writable, replacing
+from guidedflow.methods import Method
 from guidedflow.training.pictures import draw_grid, to_uint8
 
 
@@ -76,7 +77,7 @@ def write(
     labels: np.ndarray,
     chosen: Sequence[int],
     trained: sampling.Trained,
-    method: sampling.Method,
+    method: Method,
     seed: int,
 ) -> None:
     """Write a grid or an archive, whole or not at all."""

@@ -1,0 +1,125 @@
+"""Names of solvers, grids and ways of guiding, as a command line gives them, to objects."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from guidedflow import guidance, samplers, times
+from guidedflow.guidance import classifier_free
+from guidedflow.paths import Path
+from guidedflow.registry import choose
+from guidedflow.types import ModelFn, Scale, check_number
+
+Solve = Callable[[ModelFn, Array, Array, Array, PRNGKeyArray, Path], Array]
+"""(model, noise, ts, labels, keys, path) -> images."""
+Guide = Callable[[ModelFn, Array, Scale, Path], ModelFn]
+"""(model, null label, scale, path) -> guided model."""
+
+
+def _ode(step: Callable) -> Solve:
+    return lambda model, noise, ts, cond, keys, path: samplers.sample_ode(
+        model, noise, ts, cond, step=step
+    )
+
+
+def _on_path(sample: Callable, **options: Any) -> Solve:
+    return lambda model, noise, ts, cond, keys, path: sample(
+        model, noise, ts, cond, path=path, **options
+    )
+
+
+def _drawing(sample: Callable, **options: Any) -> Solve:
+    return lambda model, noise, ts, cond, keys, path: sample(
+        model, noise, ts, cond, path=path, key=keys, **options
+    )
+
+
+SOLVERS: Mapping[str, Solve] = {
+    "euler": _ode(samplers.euler),
+    "midpoint": _ode(samplers.midpoint),
+    "heun": _ode(samplers.heun),
+    "rk4": _ode(samplers.rk4),
+    "ab2": _ode(samplers.adams_bashforth(2)),
+    "ab3": _ode(samplers.adams_bashforth(3)),
+    "ab4": _ode(samplers.adams_bashforth(4)),
+    "ddim": _on_path(samplers.sample_ddim),
+    "dpmpp-2m": _on_path(samplers.sample_dpmpp, order=2),
+    "dpmpp-3m": _on_path(samplers.sample_dpmpp, order=3),
+    "dpmpp-2s": _on_path(samplers.sample_dpmpp_singlestep),
+    "unipc": _on_path(samplers.sample_unipc),
+    "edm": _on_path(samplers.sample_edm),
+    "ddpm": _drawing(samplers.sample_ddpm),
+    "dpmpp-2m-sde": _drawing(samplers.sample_dpmpp, order=2, eta=1.0),
+    # A coefficient that fades with the noise needs no smaller steps near the data.
+    "sde": _drawing(samplers.sample_sde, diffusion=samplers.proportional(1.0)),
+}
+GRIDS: Mapping[str, Callable[[int, Path], times.Grid]] = {
+    "uniform": lambda steps, path: times.uniform_grid(steps),
+    "shifted": lambda steps, path: times.shifted_grid(steps),
+    "quadratic": lambda steps, path: times.quadratic_grid(steps),
+    "karras": times.karras_grid,
+    "log-snr": times.log_snr_grid,
+}
+GUIDANCE: Mapping[str, Guide] = {
+    "classifier-free": lambda model, null, scale, path: classifier_free(model, null, scale),
+    "apg": lambda model, null, scale, path: classifier_free(
+        model, null, scale, rule=guidance.projected(path)
+    ),
+    "zero-star": lambda model, null, scale, path: guidance.zero_star(model, null, scale),
+    "mambo-g": lambda model, null, scale, path: classifier_free(
+        model, null, scale, rule=guidance.magnitude_aware()
+    ),
+    "tangential": lambda model, null, scale, path: classifier_free(
+        model, null, scale, rule=guidance.tangential()
+    ),
+    "rescale": lambda model, null, scale, path: guidance.rescale(
+        classifier_free(model, null, scale)
+    ),
+    "dynamic-threshold": lambda model, null, scale, path: guidance.dynamic_threshold(
+        classifier_free(model, null, scale), path
+    ),
+    "none": lambda model, null, scale, path: model,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How images are drawn: names of tables above, and numbers.
+
+    Attributes:
+      scale: guidance scale w; 1 is the conditional model, 0 the null one.
+      interval: (low, high) times in [0, 1] outside which w is 1, or None for everywhere.
+      solver, steps, grid: of the sampler.
+      guidance: how the branches are joined.
+    Raises:
+      ValueError: an unknown name (the message says the nearest), or a number out of range.
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] | None = None
+    solver: str = "heun"
+    steps: int = 32
+    grid: str = "uniform"
+    guidance: str = "classifier-free"
+
+    def __post_init__(self) -> None:
+        check_number("scale", self.scale)
+        choose("solver", self.solver, SOLVERS)
+        choose("grid", self.grid, GRIDS)
+        choose("guidance", self.guidance, GUIDANCE)
+        times.uniform_grid(self.steps)
+        self.schedule()
+
+    def schedule(self) -> Scale:
+        """Return the scale as guidance takes it.
+
+        A scale of exactly 1 stays a Python number, which costs one branch; others are arrays, so
+        that a sweep compiles once.
+        """
+        if self.scale == 1:
+            return 1.0
+        scale = jnp.float32(self.scale)
+        return guidance.interval(scale, *self.interval) if self.interval else scale
