@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from guidedflow.paths import Path
-from guidedflow.types import Scale, check_number, pytree, scale_at
+from guidedflow.types import Scale, check_number, check_scale, pytree, scale_at
 
 
-def _check_interval(low: float, high: float) -> None:
+def _check_interval(scale: Scale, low: float, high: float) -> None:
+    check_scale(scale)
     check_number("low", low, 0, 1)
     check_number("high", high, 0, 1)
     if not low <= high:
@@ -45,10 +46,10 @@ def interval(scale: Scale, low: float, high: float) -> Interval:
       scale: guidance scale inside the interval, a number or a schedule; 1 is no guidance.
       low, high: times in [0, 1], t = 0 noise, t = 1 data; low <= high.
     Raises:
-      ValueError: the interval is empty or leaves [0, 1].
+      ValueError: scale is not a number, or the interval is empty or leaves [0, 1].
     Source: Kynkäänniemi et al. 2024, eq. 5.
     """
-    _check_interval(low, high)
+    _check_interval(scale, low, high)
     return Interval(scale, low, high)
 
 
@@ -74,9 +75,10 @@ def sigma_interval(scale: Scale, path: Path, low: float, high: float) -> SigmaIn
     (0.28, 1.61] and scale 2.0.
 
     Raises:
-      ValueError: not 0 <= low <= high.
+      ValueError: scale is not a number, or not 0 <= low <= high.
     Source: Kynkäänniemi et al. 2024, eq. 5, in sigma as there.
     """
+    check_scale(scale)
     check_number("low", low, 0)
     check_number("high", high, low)
     return SigmaInterval(scale, path, low, high)
@@ -140,9 +142,9 @@ def window(scale: Scale, low: float, high: float) -> Window:
       scale: scale inside the interval, a number or a schedule; 0 is no guidance.
       low, high: times in [0, 1], t = 0 noise, t = 1 data; low <= high.
     Raises:
-      ValueError: the interval is empty or leaves [0, 1].
+      ValueError: scale is not a number, or the interval is empty or leaves [0, 1].
     """
-    _check_interval(low, high)
+    _check_interval(scale, low, high)
     return Window(scale, low, high)
 
 
@@ -195,10 +197,13 @@ def stepwise(times: Sequence[float], scales: Sequence[Scale]) -> Stepwise:
       times: increasing, in [0, 1].
       scales: one more than times; numbers or schedules.
     Raises:
-      ValueError: the counts do not fit or the times do not increase within [0, 1].
+      ValueError: the counts do not fit, a scale is not a number, or the times do not increase
+        within [0, 1].
     """
     if len(scales) != len(times) + 1:
         raise ValueError(f"{len(times)} times need {len(times) + 1} scales, got {len(scales)}")
+    for scale in scales:
+        check_scale(scale)
     for time in times:
         check_number("times", time, 0, 1)
     if any(after <= before for before, after in pairwise(times)):
