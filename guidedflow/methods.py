@@ -81,8 +81,24 @@ GUIDANCE: Mapping[str, Guide] = {
     "dynamic-threshold": lambda model, null, scale, path: guidance.dynamic_threshold(
         classifier_free(model, null, scale), path
     ),
+    # The noise levels that served EDM2-XXL best, Kynkäänniemi et al. 2024, table 1.
+    "interval": lambda model, null, scale, path: classifier_free(
+        model, null, guidance.sigma_interval(scale, path, 0.28, 1.61)
+    ),
+    "frequency-decoupled": lambda model, null, scale, path: classifier_free(
+        model, null, scale, rule=guidance.frequency_decoupled()
+    ),
+    "plus-plus": lambda model, null, scale, path: guidance.plus_plus(model, null, scale),
     "none": lambda model, null, scale, path: model,
 }
+WEAKER: Mapping[str, str] = {
+    "autoguidance": "another run",
+    "perturbed-attention": "identity_attention",
+    "skip-layer": "skip",
+    "smoothed-energy": "blur",
+}
+"""Ways of guiding away from a weaker model: another run, or the network with its middle block so
+perturbed. A scale of 1 is the model itself here too, where the papers' s is 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +109,9 @@ class Method:
       scale: guidance scale w; 1 is the conditional model, 0 the null one.
       interval: (low, high) times in [0, 1] outside which w is 1, or None for everywhere.
       solver, steps, grid: of the sampler.
-      guidance: how the branches are joined.
+      guidance: how the branches are joined, or what is led away from.
+      unconditional: leave the condition out of the model; a classifier may put it in again.
+      classifier_scale: s of the classifier's gradient, where there is a classifier.
     Raises:
       ValueError: an unknown name (the message says the nearest), or a number out of range.
     """
@@ -104,22 +122,25 @@ class Method:
     steps: int = 32
     grid: str = "uniform"
     guidance: str = "classifier-free"
+    unconditional: bool = False
+    classifier_scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_number("scale", self.scale)
         choose("solver", self.solver, SOLVERS)
         choose("grid", self.grid, GRIDS)
-        choose("guidance", self.guidance, GUIDANCE)
+        check_number("classifier_scale", self.classifier_scale)
+        choose("guidance", self.guidance, {**GUIDANCE, **WEAKER})
         times.uniform_grid(self.steps)
-        self.schedule()
+        self.schedule(self.scale)
 
-    def schedule(self) -> Scale:
-        """Return the scale as guidance takes it.
+    def schedule(self, scale: float) -> Scale:
+        """Return a scale, inside the interval if there is one, as guidance takes it.
 
         A scale of exactly 1 stays a Python number, which costs one branch; others are arrays, so
         that a sweep compiles once.
         """
-        if self.scale == 1:
+        if scale == 1:
             return 1.0
-        scale = jnp.float32(self.scale)
-        return guidance.interval(scale, *self.interval) if self.interval else scale
+        number = jnp.float32(scale)
+        return guidance.interval(number, *self.interval) if self.interval else number

@@ -4,85 +4,68 @@ A job runs in chunks of one compiled program; image i depends on the seed and on
 a chunk is.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from guidedflow import samplers
-from guidedflow.methods import GRIDS, GUIDANCE, SOLVERS, Method
+from guidedflow.guidance import classifier as classifier_guidance
+from guidedflow.guidance import extrapolate
+from guidedflow.methods import GRIDS, GUIDANCE, SOLVERS, WEAKER, Method
 from guidedflow.paths import Path as NoisePath
-from guidedflow.training import config as configs
-from guidedflow.training import workdir as workdirs
-from guidedflow.training.build import Task, build
-from guidedflow.training.checkpoint import restore
+from guidedflow.training.trained import Trained, all_devices, load, load_classifier
 from guidedflow.types import ModelFn
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Trained:
-    """A run's network with the parameters of its newest good checkpoint.
-
-    Attributes:
-      task: what the run is made of.
-      model: velocity field; its parameters are leaves.
-      step: training steps done.
-    """
-
-    task: Task
-    model: ModelFn
-    step: int
-
-    def check_labels(self, labels: Sequence[int]) -> None:
-        """Raise ValueError unless every label is a class of the model."""
-        classes = self.task.dataset.num_classes
-        for label in labels:
-            if not 0 <= label < classes:
-                raise ValueError(
-                    f"label {label} is out of range: this model knows classes 0 to {classes - 1}"
-                )
+__all__ = ["Trained", "guided_model", "load", "load_classifier", "sample"]
 
 
-def load(folder: Path, *, ema: bool = True, say: Callable[[str], None] = print) -> Trained:
-    """Return what was trained in a workdir.
+def guided_model(
+    trained: Trained,
+    method: Method,
+    weaker: Trained | None = None,
+    classifier: Trained | None = None,
+) -> ModelFn:
+    """Return a run's model guided as a method says.
 
     Args:
-      folder: the workdir.
-      ema: take the averaged parameters, which sample better, or the newest ones.
-      say: gets one line for every damaged checkpoint that was passed over.
+      trained: a run that draws images; one that guides itself takes the scale as a number.
+      method: names and numbers.
+      weaker: what autoguidance leads away from.
+      classifier: from `load_classifier`; its gradient is added to whatever the method makes.
     Raises:
-      ValueError: no run, no checkpoint, or only damaged ones.
+      ValueError: the run and the method do not go together.
     """
-    config = configs.from_resolved(workdirs.read_config(folder))
-    # How it was spread while training does not bind those who sample from it.
-    config.parallel.strategy, config.accumulate = "auto", 1
-    config.batch = jax.device_count()
-    task = build(config)
-    everywhere = NamedSharding(_mesh(), P())
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-        jax.eval_shape(task.init, jax.random.key(0)),
-    )
-    field = "ema" if ema else "params"
-    found = restore(workdirs.checkpoints(folder), abstract, only=field, say=say)
-    if found is None:
-        raise ValueError(
-            f"{folder} holds no checkpoint yet; train until the first one is written, "
-            f"guidedflow train --workdir={folder} --config=…"
-        )
-    state, record = found
-    return Trained(task, task.model(getattr(state, field)), record.step)
-
-
-def _mesh() -> Mesh:
-    return Mesh(np.asarray(jax.devices()), ("data",))
+    task, kind = trained.task, trained.kind
+    null = jnp.int32(task.dataset.num_classes)
+    if method.unconditional:
+        model = kind.unconditional(task.config, trained.model, null)
+    elif kind.guides_itself:
+        if method.guidance != Method.guidance:
+            raise ValueError(
+                f"{trained.folder} holds a model that guides itself in one branch: it takes a scale "
+                f"and no guidance, got {method.guidance!r}"
+            )
+        # Outside an interval the scale is 1, which it must then know too.
+        if method.interval:
+            kind.number(task.config, 1.0)
+        number = kind.number(task.config, method.scale)
+        model = kind.guided(trained.model, null, method.schedule(number))
+    elif method.guidance in WEAKER:
+        reference = trained.weakened(WEAKER[method.guidance], weaker)
+        model = extrapolate(trained.model, reference, method.schedule(method.scale))
+    else:
+        guide, scale = GUIDANCE[method.guidance], method.schedule(method.scale)
+        model = guide(trained.model, null, scale, task.path)
+    if classifier is None:
+        return model
+    strength = jnp.float32(method.classifier_scale)
+    return classifier_guidance(model, task.path, classifier.log_prob, strength)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -103,6 +86,8 @@ def sample(
     seed: int = 0,
     batch: int = 256,
     progress: Callable[[int], None] = lambda done: None,
+    weaker: Trained | None = None,
+    classifier: Trained | None = None,
 ) -> Float[np.ndarray, "n h w c"]:
     """Draw one image a label, in chunks spread over all devices.
 
@@ -113,6 +98,7 @@ def sample(
       seed: of the whole job; image i draws from fold_in(key(seed), i).
       batch: images at a time; larger ones need more memory and give the same images.
       progress: told how many more images are done after every chunk.
+      weaker, classifier: as `guided_model` has them.
     Returns:
       float32 images in about [-1, 1].
     Raises:
@@ -124,11 +110,10 @@ def sample(
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     trained.check_labels(labels.tolist())
-    task, mesh = trained.task, _mesh()
+    task, mesh = trained.task, all_devices()
     # One shape for every chunk, so that one program serves; the devices share it evenly.
     size = -(-min(batch, labels.size) // mesh.size) * mesh.size
-    null = jnp.int32(task.dataset.num_classes)
-    model = GUIDANCE[method.guidance](trained.model, null, method.schedule(), task.path)
+    model = guided_model(trained, method, weaker, classifier)
     ts = GRIDS[method.grid](method.steps, task.path)
     key, shared = jax.random.key(seed), NamedSharding(mesh, P("data"))
     chunks = []

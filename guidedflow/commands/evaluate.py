@@ -14,7 +14,14 @@ import numpy as np
 
 from guidedflow import sampling
 from guidedflow.commands import Parser
-from guidedflow.commands.options import Progress, integer, method_of, method_options, numbers
+from guidedflow.commands.options import (
+    Progress,
+    helpers_of,
+    integer,
+    method_of,
+    method_options,
+    numbers,
+)
 from guidedflow.evaluation import Judge, Report, Scores, legend, plot, summary, table, to_json
 from guidedflow.files import check_writable, replacing
 from guidedflow.training.build import Task
@@ -47,6 +54,7 @@ def main(arguments: list[str]) -> int:
     given = parser().parse_args(arguments)
     methods = [method_of(given, scale) for scale in given.scales]
     trained = sampling.load(given.workdir, ema=given.ema)
+    helpers = helpers_of(given, trained)
     folder = given.out or given.workdir / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder / "scores.json")
@@ -57,7 +65,13 @@ def main(arguments: list[str]) -> int:
     for method in methods:
         with Progress(given.images, f"scale {method.scale:g}") as progress:
             images = sampling.sample(
-                trained, labels, method, seed=given.seed, batch=given.batch, progress=progress
+                trained,
+                labels,
+                method,
+                seed=given.seed,
+                batch=given.batch,
+                progress=progress,
+                **helpers,
             )
         scores.append(judge.score(to_uint8(images) / 127.5 - 1, labels))
         shown.append(images[: trained.task.dataset.num_classes])
@@ -91,6 +105,10 @@ def settings(given: argparse.Namespace, trained: sampling.Trained) -> dict[str, 
         "training steps": trained.step,
         "parameters": "averaged" if given.ema else "newest",
         "guidance": given.guidance,
+        "reference": str(given.reference or "none"),
+        "unconditional": given.unconditional,
+        "classifier": str(given.classifier or "none"),
+        "classifier scale": method_of(given, 1.0).classifier_scale,
         "interval": list(given.interval) if given.interval else "whole",
         "solver": given.solver,
         "steps": given.steps,

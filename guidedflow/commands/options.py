@@ -9,7 +9,8 @@ from typing import Self
 
 from tqdm import tqdm
 
-from guidedflow.methods import GRIDS, GUIDANCE, SOLVERS, Method
+from guidedflow import sampling
+from guidedflow.methods import GRIDS, GUIDANCE, SOLVERS, WEAKER, Method
 from guidedflow.types import check_number
 
 # Seconds between plain lines where there is no terminal.
@@ -65,7 +66,19 @@ def method_options(options: argparse.ArgumentParser, steps: int) -> None:
     )
     options.add_argument("--grid", default="uniform", help=f"of times: {', '.join(GRIDS)}")
     options.add_argument(
-        "--guidance", default="classifier-free", help=f"one of {', '.join(GUIDANCE)}"
+        "--guidance", default="classifier-free", help=f"one of {', '.join([*GUIDANCE, *WEAKER])}"
+    )
+    options.add_argument(
+        "--reference", type=Path, help="workdir of the weaker run that autoguidance leads away from"
+    )
+    options.add_argument(
+        "--unconditional", action="store_true", help="leave the label out of the model"
+    )
+    options.add_argument(
+        "--classifier", type=Path, help="workdir of a classifier, whose gradient is added"
+    )
+    options.add_argument(
+        "--classifier_scale", type=number, help="of that gradient (default 1; 0: none)"
     )
     options.add_argument(
         "--interval", type=numbers, help="guide only between two times, as 0.1,0.9 (t = 1 is data)"
@@ -91,6 +104,10 @@ def method_of(given: argparse.Namespace, scale: float) -> Method:
     interval = given.interval
     if interval is not None and len(interval) != 2:
         raise ValueError(f"--interval takes two times, as 0.1,0.9, got {len(interval)}")
+    if given.classifier_scale is not None and given.classifier is None:
+        raise ValueError("--classifier_scale needs --classifier=WORKDIR")
+    if (given.reference is None) == (given.guidance == "autoguidance"):
+        raise ValueError("--guidance=autoguidance and --reference=WORKDIR go together")
     return Method(
         scale=scale,
         interval=interval,
@@ -98,7 +115,24 @@ def method_of(given: argparse.Namespace, scale: float) -> Method:
         steps=given.steps,
         grid=given.grid,
         guidance=given.guidance,
+        unconditional=given.unconditional,
+        classifier_scale=1.0 if given.classifier_scale is None else given.classifier_scale,
     )
+
+
+def helpers_of(
+    given: argparse.Namespace, trained: sampling.Trained
+) -> dict[str, sampling.Trained | None]:
+    """Return the other runs that the options name, as `sampling.sample` takes them.
+
+    Raises:
+      ValueError: one is missing, or does not fit the run that is sampled.
+    """
+    weaker = sampling.load(given.reference, ema=given.ema) if given.reference else None
+    classifier = None
+    if given.classifier:
+        classifier = sampling.load_classifier(given.classifier, trained, ema=given.ema)
+    return {"weaker": weaker, "classifier": classifier}
 
 
 class Progress:

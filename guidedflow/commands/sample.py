@@ -18,6 +18,7 @@ from guidedflow import sampling
 from guidedflow.commands import Parser
 from guidedflow.commands.options import (
     Progress,
+    helpers_of,
     integer,
     integers,
     method_of,
@@ -55,11 +56,18 @@ def main(arguments: list[str]) -> int:
     trained = sampling.load(given.workdir, ema=given.ema)
     chosen = given.labels or list(range(trained.task.dataset.num_classes))
     trained.check_labels(chosen)
+    helpers = helpers_of(given, trained)
     labels = np.tile(np.asarray(chosen, np.int32), given.each)
     begin = time.monotonic()
     with Progress(labels.size) as progress:
         images = sampling.sample(
-            trained, labels, method, seed=given.seed, batch=given.batch, progress=progress
+            trained,
+            labels,
+            method,
+            seed=given.seed,
+            batch=given.batch,
+            progress=progress,
+            **helpers,
         )
     if not np.all(np.isfinite(images)):
         raise FloatingPointError(

@@ -26,7 +26,10 @@ class Numbered:
 
 
 class HeldOut:
-    """Loss on held-out examples with the averaged parameters, the same draws every time."""
+    """Loss, and more where the task measures it, on held-out examples with the averaged parameters.
+
+    The same draws every time.
+    """
 
     def __init__(self, task: Task) -> None:
         self._strategy = parallel.Sharded(task.strategy.mesh)
@@ -34,14 +37,14 @@ class HeldOut:
         source = Numbered(task.batches(task.held_out))
         self._batches = [source[i] for i in range(task.config.held_out.batches)]
         whole = NamedSharding(task.strategy.mesh, P())
-        self._loss = jax.jit(
-            lambda params, batch, key: jnp.mean(task.loss_fn(params, batch, key)),
+        self._means = jax.jit(
+            lambda params, batch, key: jax.tree.map(jnp.mean, task.measures(params, batch, key)),
             out_shardings=whole,
         )
 
-    def __call__(self, state: TrainState) -> float:
-        losses = [
-            self._loss(state.ema, self._strategy.place_batch(b), jax.random.fold_in(self._key, i))
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        means = [
+            self._means(state.ema, self._strategy.place_batch(b), jax.random.fold_in(self._key, i))
             for i, b in enumerate(self._batches)
         ]
-        return float(np.mean([float(loss) for loss in losses]))
+        return {name: float(np.mean([float(mean[name]) for mean in means])) for name in means[0]}

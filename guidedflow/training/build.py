@@ -1,6 +1,5 @@
 """A config to everything that a run is made of."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +10,15 @@ from flax import linen as nn
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from guidedflow import data, paths, predictions
+from guidedflow import data, models, paths, predictions
 from guidedflow.registry import choose
 from guidedflow.training import named, parallel
 from guidedflow.training.config import check, identity
-from guidedflow.training.flow import flow_loss
+from guidedflow.training.kinds import KINDS, Kind
 from guidedflow.training.state import TrainState, create
-from guidedflow.training.step import LossFn, Schedule, StepFn, ema_schedule, make_step
+from guidedflow.training.step import Batch, LossFn, Schedule, StepFn, ema_schedule, make_step
+from guidedflow.training.velocity import model_fn
 from guidedflow.types import ModelFn
-
-TASKS: Mapping[str, Callable[..., LossFn]] = {"flow": flow_loss}
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,7 @@ class Task:
 
     Attributes:
       config: as checked.
+      kind: what is trained.
       dataset, held_out: training and held-out examples.
       network: Flax module, `network.apply({"params": p}, x, t, cond)`.
       path, predicts: what the network was trained to predict, on which path.
@@ -39,6 +38,7 @@ class Task:
     """
 
     config: ConfigDict
+    kind: Kind
     dataset: data.Dataset
     held_out: data.Dataset | None
     network: nn.Module
@@ -53,7 +53,8 @@ class Task:
 
     def init(self, key: Array) -> TrainState:
         """Return the state before the first step; pure, to be jitted or shaped."""
-        return init_state(self.network, self.dataset.image_shape, self.optimizer, key)
+        inputs = self.kind.inputs(jnp.zeros(1, jnp.int32))
+        return init_state(self.network, self.dataset.image_shape, inputs, self.optimizer, key)
 
     def step(self) -> StepFn:
         """Return the pure training step."""
@@ -69,6 +70,17 @@ class Task:
     def model(self, params: PyTree) -> ModelFn:
         """Return the velocity field of these parameters."""
         return model_fn(self.network, params, self.path, self.predicts)
+
+    def guided(self, params: PyTree, scale: float) -> ModelFn:
+        """Return the velocity field guided as it was trained for: by its null branch, or by itself."""
+        null = jnp.int32(self.dataset.num_classes)
+        number = self.kind.number(self.config, scale)
+        return self.kind.guided(self.model(params), null, number)
+
+    def measures(self, params: PyTree, batch: Batch, key: Array) -> dict[str, Array]:
+        """Return what is taken of held-out examples: the loss and what the kind of run adds."""
+        loss = {"held_out_loss": self.loss_fn(params, batch, key)}
+        return {**loss, **self.kind.measures(self.network, self.path, params, batch, key)}
 
     def batches(self, dataset: data.Dataset | None = None) -> data.Batches:
         """Return this process's part of the batch of any step."""
@@ -86,35 +98,14 @@ class Task:
 def init_state(
     network: nn.Module,
     image_shape: tuple[int, ...],
+    inputs: tuple[Any, ...],
     optimizer: optax.GradientTransformation,
     key: Array,
 ) -> TrainState:
-    """Return the state with fresh parameters for images of this shape."""
+    """Return the state with fresh parameters for images of this shape and these further inputs."""
     x, t = jnp.zeros((1, *image_shape)), jnp.zeros(1)
-    params = network.init(key, x, t, jnp.zeros(1, jnp.int32))["params"]
+    params = network.init(key, x, t, *inputs)["params"]
     return create(params, optimizer)
-
-
-@dataclass(frozen=True)
-class Apply:
-    """A network as a function of its parameters; equal for equal networks, as `jit` wants it."""
-
-    network: nn.Module
-
-    def __call__(self, params: PyTree, x: Array, t: Array, cond: Any) -> Array:
-        output: Any = self.network.apply({"params": params}, x, t, cond)
-        return output
-
-
-def model_fn(
-    network: nn.Module, params: PyTree, path: paths.Path, predicts: predictions.Prediction
-) -> ModelFn:
-    """Return the velocity field (x, t, cond) of a network with these parameters.
-
-    The parameters are leaves of it, so that a sampler takes them as arguments of one program.
-    """
-    bound = jax.tree_util.Partial(Apply(network), params)
-    return predictions.as_velocity(bound, path, predicts)
 
 
 def load_dataset(config: ConfigDict, split: str) -> data.Dataset:
@@ -128,9 +119,16 @@ def load_dataset(config: ConfigDict, split: str) -> data.Dataset:
     )
 
 
-def build(config: ConfigDict) -> Task:
+def _no_loss(params: PyTree, batch: Batch, key: Array) -> Array:
+    raise ValueError("this task was built to draw samples, without its loss")
+
+
+def build(config: ConfigDict, *, trains: bool = True) -> Task:
     """Return everything a run is made of.
 
+    Args:
+      config: from a file or from `from_resolved`.
+      trains: whether the loss is wanted; a student draws samples where its teacher is gone.
     Raises:
       ValueError: a field out of range, an unknown name (the message says the nearest), or parts
         that do not fit one another or the devices.
@@ -146,21 +144,27 @@ def build(config: ConfigDict) -> Task:
         )
     path = named.make("path", named.PATHS, config.path)
     predicts = choose("prediction", config.predicts, named.PREDICTIONS)
-    loss = choose("task", config.task, TASKS)
+    kind = choose("task", config.task, KINDS)
     dataset = load_dataset(config, config.dataset.split)
     held_out = load_dataset(config, config.dataset.held_out) if config.dataset.held_out else None
-    network = named.network_for(config, dataset.image_shape, dataset.num_classes)
+    network = named.network_for(config, dataset.image_shape, dataset.num_classes, kind.scalars)
+    if kind.generates and isinstance(network, models.Classifier):
+        raise ValueError(
+            f"config.network.preset={config.network.preset!r} is a classifier; "
+            "config.task='classifier' trains it"
+        )
     schedule = named.learning_rate_schedule(config)
     facts = {**dataset.identity, "num_classes": dataset.num_classes}
     about_data = {f"dataset.{key}": value for key, value in facts.items()}
     return Task(
         config=config,
+        kind=kind,
         dataset=dataset,
         held_out=held_out,
         network=network,
         path=path,
         predicts=predicts,
-        loss_fn=loss(config, network, path, predicts, dataset.num_classes),
+        loss_fn=kind.loss(config, network, path, predicts, dataset) if trains else _no_loss,
         optimizer=named.optimizer_for(config, schedule),
         learning_rate=schedule,
         ema_decay=ema_schedule(config.ema.decay, config.ema.warm_up),

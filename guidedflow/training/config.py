@@ -35,7 +35,7 @@ def defaults() -> ConfigDict:
     """Return a config with every field, set for the digits."""
     return ConfigDict(
         {
-            "task": "flow",  # what is trained: a row of build.TASKS
+            "task": "flow",  # what is trained: a row of kinds.KINDS
             "seed": 0,
             "steps": 2000,
             "batch": 128,  # examples a step, over all devices and processes
@@ -64,6 +64,13 @@ def defaults() -> ConfigDict:
                 "sigma_data": placeholder(float),
                 "bias": placeholder(float),
             },
+            "distillation": {  # of task "distillation"
+                "teacher": "",  # workdir of the run that is learnt from
+                "guidance": "classifier-free",  # how it is guided
+                "low": 0.0,  # scales that the student learns; 0 makes it unconditional too
+                "high": 5.0,
+            },
+            "guidance_free": {"low": 0.0},  # least beta = 1 / w of task "guidance_free"
             "drop_rate": 0.1,  # of conditions, which trains the null branch
             "dataset": {
                 "name": "digits",
@@ -169,6 +176,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "batch": (1, None),
     "accumulate": (1, None),
     "drop_rate": (0, 1),
+    "guidance_free.low": (0, 1),
     "optimizer.learning_rate": (0, None),
     "optimizer.warm_up": (0, None),
     "optimizer.final": (0, 1),

@@ -94,14 +94,23 @@ def time_draw(section: ConfigDict) -> times.Draw:
 
 
 def network_for(
-    config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int
+    config: ConfigDict,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    scalars: tuple[str, ...] = (),
 ) -> nn.Module:
-    """Return the configured network for images of this shape, in so many classes."""
+    """Return the configured network for images of this shape, in so many classes.
+
+    Args:
+      scalars: numbers that it takes beside the label, as ("scale",).
+    """
     fields = {
         key: value
         for key, value in config.network.items()
         if key not in ("preset", "dtype") and value is not None
     }
+    if scalars:
+        fields["scalars"] = scalars
     height, width, channels = image_shape
     dtype = config.network.dtype
     if dtype == "auto":

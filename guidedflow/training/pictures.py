@@ -12,12 +12,13 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from guidedflow.files import replacing
-from guidedflow.guidance import classifier_free
 from guidedflow.samplers import draw_noise, sample_ode
 from guidedflow.times import uniform_grid
 from guidedflow.training.build import Task
+from guidedflow.training.classifying import ACCURACY
 
 Sampler = Callable[[PyTree, Key[Array, ""]], Array]
 
@@ -31,14 +32,13 @@ def make_sampler(task: Task) -> Sampler:
     options, mesh = task.config.sample, task.strategy.mesh
     classes = min(options.classes, task.dataset.num_classes)
     labels = jnp.tile(jnp.arange(classes, dtype=jnp.int32), options.rows)
-    null = jnp.int32(task.dataset.num_classes)
     # Padded to a multiple of the devices, so that each of them takes its share.
     count = -(-labels.size // mesh.size) * mesh.size
     padded = jnp.resize(labels, (count,))
     shared = NamedSharding(mesh, P(("data", "fsdp")))
 
     def sample(params: PyTree, key: Array) -> Array:
-        guided = classifier_free(task.model(params), null, options.scale)
+        guided = task.guided(params, options.scale)
         noise = draw_noise(key, (count, *task.dataset.image_shape))
         noise = jax.lax.with_sharding_constraint(noise, shared)
         noise *= task.path.sigma(jnp.float32(0))  # its size where a path starts from more than 1
@@ -120,7 +120,46 @@ def draw_loss(records: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("mean loss of an example")
     axes.set_yscale("log")
+    # A loss spans less than two decades, where powers of ten alone would label one tick or none.
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 4, 6)))
+    axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.grid(alpha=0.3, which="both")
     if axes.lines:
         axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def draw_accuracies(records: list[dict[str, Any]], path: Path) -> None:
+    """Write a classifier's held-out accuracy over the time, earlier steps paler, as PNG.
+
+    Nothing where no record holds one.
+    """
+    measured = [record for record in records if any(name.startswith(ACCURACY) for name in record)]
+    if not measured:
+        return
+    figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for index, record in enumerate(measured):
+        points = [
+            (float(name.removeprefix(ACCURACY)), value)
+            for name, value in record.items()
+            if name.startswith(ACCURACY)
+        ]
+        newest = index == len(measured) - 1
+        axes.plot(
+            *zip(*points, strict=True),
+            "o-",
+            color="#4477aa",
+            alpha=1 if newest else 0.1 + 0.4 * index / len(measured),
+            linewidth=1.2,
+            markersize=3,
+            label=f"step {record['step']}" if newest else None,
+        )
+    axes.set_title("Accuracy on held-out images, averaged parameters")
+    axes.set_xlabel("t (0 noise, 1 data)")
+    axes.set_ylabel("share of classes told rightly")
+    axes.set_ylim(0, 1.02)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
     save_figure(figure, path)
