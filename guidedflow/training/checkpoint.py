@@ -112,10 +112,12 @@ def read_record(path: Path) -> Record:
 def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another run, naming the first field that differs.
 
+    A field that the checkpoint does not have was added to the program after it was written.
+
     Raises:
       ValueError: a field differs.
     """
-    for name in sorted({*found, *wanted}):
+    for name in sorted(found):
         if found.get(name) != wanted.get(name):
             raise ValueError(
                 f"{path} belongs to a run with {name}={found.get(name)!r}, this one has "
