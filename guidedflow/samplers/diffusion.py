@@ -101,7 +101,7 @@ def smallest(low: Array, high: Array, position: Array | None) -> Array:
 
 
 def largest(low: Array, high: Array, position: Array | None) -> Array:
-    """The forward step's variance, right where the data is standard normal.
+    """Right where the data is standard normal; on variance-preserving paths the forward step's.
 
     Ho et al. 2020, section 3.2.
     """
@@ -137,7 +137,8 @@ class Ancestral:
         # At s = 1 the posterior is a point: the floor keeps its logarithm finite, its noise is 0.
         floor = jnp.finfo(jnp.float32).tiny
         low = jnp.log(jnp.maximum(own * sigma**2, floor))
-        high = jnp.log(jnp.maximum(own * (sigma_t * alpha / alpha_t) ** 2, floor))
+        spread_s, spread_t = alpha**2 + sigma**2, alpha_t**2 + sigma_t**2
+        high = jnp.log(jnp.maximum(own * sigma_t**2 * spread_s / spread_t, floor))
         log_variance = self.variance(low, high, step.first.variance)
         mean = alpha * data + sigma * jnp.sqrt(kept) * noise
         if step.first.shift is not None:
@@ -160,7 +161,8 @@ def sample_ddpm(
     """Carry noise to data by ancestral sampling, x_s ~ N(mean of q(x_s given x_t, data), variance).
 
     mean = alpha_s data + sigma_s sqrt(k) noise,   k = (alpha_t sigma_s / (alpha_s sigma_t))^2,
-    variance between (1 - k) sigma_s^2 and (1 - k) (sigma_t alpha_s / alpha_t)^2.
+    variance between (1 - k) sigma_s^2 and (1 - k) sigma_t^2 (alpha_s^2 + sigma_s^2) / (alpha_t^2 +
+    sigma_t^2), which are right where the data is one point and where it is standard normal.
 
     A grid with fewer points than the table it was trained on is a respaced one. No noise is added
     where sigma_s = 0.

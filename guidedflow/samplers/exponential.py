@@ -60,9 +60,7 @@ def published(h: Array, count: int) -> list[Array]:
     return moments
 
 
-def correction(
-    nodes: list[Array], h: Array, moments: Moments, order: Array
-) -> Float[Array, " k"]:
+def correction(nodes: list[Array], h: Array, moments: Moments, order: Array) -> Float[Array, " k"]:
     """Return the weights of the data estimates beyond DDIM's own; the first node is 0.
 
     They sum to 0. Rows that `order` leaves out may hold nan, where earlier nodes are no numbers yet.
@@ -87,11 +85,11 @@ def highest(order: int, history: History, steps: int | None, ends: Array) -> Arr
       steps: the grid's number of steps, if the order is to fall to 1 at its end; otherwise None.
       ends: whether this step ends at sigma = 0, where only order 1 is defined.
     """
-    taken = jnp.arange(order) < history.count
+    taken = jnp.arange(order) < history.seen
     # A grid from alpha = 0 has its first evaluation at l = -inf, through which goes no polynomial.
     usable = jnp.sum(taken & jnp.isfinite(history.at))
     if steps is not None:
-        usable = jnp.minimum(usable, steps - history.count + 1)
+        usable = jnp.minimum(usable, steps - history.seen + 1)
     return jnp.where(ends, 1, jnp.maximum(usable, 1))
 
 
@@ -195,9 +193,7 @@ class Singlestep:
         return Pending(jnp.zeros_like(x), jnp.zeros_like(x), at, jnp.zeros((), bool))
 
     def __call__(self, step: Step) -> tuple[Array, Pending]:
-        data, noise = (
-            estimate.astype(step.x.dtype) for estimate in estimates(self.path, step)
-        )
+        data, noise = (estimate.astype(step.x.dtype) for estimate in estimates(self.path, step))
         alpha, sigma = self.path.alpha(step.s), self.path.sigma(step.s)
         here = half_log_snr(self.path, step.t).astype(step.memory.at.dtype)
         start = step.memory.at

@@ -22,12 +22,12 @@ class History(NamedTuple):
     Attributes:
       values: k b *d; zeros where there is none yet.
       at: where each was taken, in the method's own time.
-      count: how many evaluations there have been.
+      seen: how many evaluations there have been.
     """
 
     values: Float[Array, "k b *d"]
     at: Float[Array, " k"]
-    count: Int[Array, ""]
+    seen: Int[Array, ""]
 
     @classmethod
     def empty(cls, x: Array, length: int) -> "History":
@@ -40,7 +40,7 @@ class History(NamedTuple):
         return History(
             jnp.concatenate([value.astype(self.values.dtype)[None], self.values[:-1]]),
             jnp.concatenate([at.astype(self.at.dtype)[None], self.at[:-1]]),
-            self.count + 1,
+            self.seen + 1,
         )
 
 
@@ -92,7 +92,7 @@ class AdamsBashforth:
         nodes = [(at - step.t) / h for at in history.at]
         moments = [jnp.ones_like(h) / (n + 1) for n in range(self.order)]
         rows = [padded(lagrange(nodes[:k], moments), self.order) for k in range(1, self.order + 1)]
-        weights = jnp.stack(rows)[jnp.minimum(history.count, self.order) - 1]
+        weights = jnp.stack(rows)[jnp.minimum(history.seen, self.order) - 1]
 
         def multistep() -> Array:
             x = step.x + h * combine(weights, history.values)
@@ -104,7 +104,7 @@ class AdamsBashforth:
 
         if self.order <= 2:
             return multistep(), history
-        return jax.lax.cond(history.count <= self.order - 2, one_step, multistep), history
+        return jax.lax.cond(history.seen <= self.order - 2, one_step, multistep), history
 
 
 def adams_bashforth(order: int = 2) -> AdamsBashforth:

@@ -1,9 +1,11 @@
 """The one loop behind every sampler: a `lax.scan` over a grid, compiled once.
 
 A *solver* advances one step, `solver(Step) -> (x, memory)`. What a solver needs of earlier steps it
-keeps in `memory`, begun by its optional `init(x)`. Solvers are functions or frozen dataclasses, so
-an equal one does not recompile; neither does a model function rebuilt from the same static parts. A
-solver that uses an Evaluation's `renoise` or `shift` says so in its attribute `honours`.
+keeps in `memory`, begun by its optional `init(x)`; one that adds noise before it evaluates does so in
+an optional `begin(x, t, draw) -> (x, t)`, where its step then starts. Solvers are functions or frozen
+dataclasses, so an equal one does not recompile; neither does a model function rebuilt from the same
+static parts. A solver that uses an Evaluation's `renoise` or `shift` says so in its attribute
+`honours`.
 """
 
 import functools
@@ -149,6 +151,8 @@ def _run(static: _Static, arrays: list, noise: Array, ts: Array, cond: Cond, key
 
             return jax.vmap(one)(keys)
 
+        if hasattr(solver, "begin"):
+            x, t = solver.begin(x, t, draw)
         first, state_after = at(x, t)
         step = Step(x, t, s, first, lambda x, t: at(x, t)[0], draw, memory)
         x, memory = solver(step)

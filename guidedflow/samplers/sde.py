@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from guidedflow import predictions
-from guidedflow.paths import Path
+from guidedflow.paths import Path, derivatives
 from guidedflow.samplers.scan import Solver, Step, run
 from guidedflow.types import Cond, ModelFn, check_number
 
@@ -41,6 +41,65 @@ class proportional:
         return jnp.sqrt(self.value * path.sigma(t))
 
 
+@dataclasses.dataclass(frozen=True)
+class linear:
+    """g(t)^2 = value (1 - t): fades evenly, whatever the path.  Ma et al. 2024, table 2, "linear"."""
+
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("value", self.value, 0)
+
+    def __call__(self, path: Path, t: Array) -> Array:
+        return jnp.sqrt(self.value * (1 - t))
+
+
+@dataclasses.dataclass(frozen=True)
+class sbdm:
+    """g(t)^2 = value 2 (alpha'/alpha sigma^2 - sigma sigma'): at 1 the time reversal of diffusion.
+
+    On VariancePreserving that is beta, on EDM -2 sigma sigma'. Infinite where alpha = 0: begin the grid
+    after t = 0 on the linear and trigonometric paths.  Song et al. 2021, eq. 6; Ma et al. 2024,
+    table 2, "SBDM".
+    """
+
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("value", self.value, 0)
+
+    def __call__(self, path: Path, t: Array) -> Array:
+        alpha, sigma, alpha_dot, sigma_dot = derivatives(path, t)
+        rate = 2 * (alpha_dot / alpha * sigma**2 - sigma * sigma_dot)
+        return jnp.sqrt(self.value * jnp.maximum(rate, 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class cosine:
+    """g(t)^2 = (1 + cos(pi t))^2 value / 4: falls smoothly to 0.  Ma et al. 2024, "decreasing"."""
+
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("value", self.value, 0)
+
+    def __call__(self, path: Path, t: Array) -> Array:
+        return jnp.sqrt(self.value) * 0.5 * (1 + jnp.cos(jnp.pi * t))
+
+
+@dataclasses.dataclass(frozen=True)
+class bump:
+    """g(t)^2 = value sin(pi t)^2: none at either end.  Ma et al. 2024, "increasing-decreasing"."""
+
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("value", self.value, 0)
+
+    def __call__(self, path: Path, t: Array) -> Array:
+        return jnp.sqrt(self.value) * jnp.abs(jnp.sin(jnp.pi * t))
+
+
 def drift(path: Path, diffusion: Diffusion, velocity: Array, x: Array, t: Array) -> Array:
     """Return v + g^2 / 2 score at scalar time t, over a batch.  Ma et al. 2024, eq. 4."""
     p, q = predictions.conversion(path, t, predictions.velocity, predictions.score)
@@ -62,6 +121,39 @@ class EulerMaruyama:
         if self.noisy:
             x = x + self.diffusion(self.path, step.t) * jnp.sqrt(h) * step.draw(0)
         return x, step.memory
+
+
+@dataclasses.dataclass(frozen=True)
+class StochasticHeun:
+    """Heun's method on the drift with one draw of the noise: weak order 2, two evaluations.
+
+    x_e = x + h a(x, t) + g sqrt(h) z,   x_s = x + h/2 (a(x, t) + a(x_e, s)) + g sqrt(h) z,
+
+    g^2 the mean of both ends'.  Kloeden & Platen 1992, chapter 15, for noise that does not depend on x.
+    """
+
+    path: Path
+    diffusion: Diffusion
+
+    def __call__(self, step: Step) -> tuple[Array, PyTree]:
+        h = step.s - step.t
+        g = [self.diffusion(self.path, time) for time in (step.t, step.s)]
+        noise = jnp.sqrt(0.5 * h * (g[0] ** 2 + g[1] ** 2)) * step.draw(0)
+        slope = drift(self.path, self.diffusion, step.first.velocity, step.x, step.t)
+        guess = step.x + h * slope + noise
+        velocity = step.evaluate(guess, step.s).velocity
+        end = drift(self.path, self.diffusion, velocity, guess, step.s)
+        return step.x + 0.5 * h * (slope + end) + noise, step.memory
+
+
+def euler_maruyama(path: Path, diffusion: Diffusion) -> Solver:
+    """Return the step of weak order 1, with one evaluation."""
+    return EulerMaruyama(path, diffusion)
+
+
+def stochastic_heun(path: Path, diffusion: Diffusion) -> Solver:
+    """Return the step of weak order 2, with two evaluations."""
+    return StochasticHeun(path, diffusion)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,27 +191,29 @@ def sample_sde(
     key: PRNGKeyArray,
     path: Path,
     diffusion: Diffusion = constant(1.0),
+    step: Callable[[Path, Diffusion], Solver] = euler_maruyama,
     last: Callable[[Path, Diffusion], Solver] | None = mean,
     trajectory: bool = False,
 ) -> Array:
-    """Carry noise to data by Euler-Maruyama on an SDE with the ODE's marginals.
+    """Carry noise to data by an SDE with the ODE's marginals.
 
     dx = [v(x, t) + g(t)^2 / 2 score(x, t)] dt + g(t) dW,
 
     score from the velocity by `predictions.conversion`. g = 0 is the ODE under Euler; a larger g
-    forgets earlier errors and needs smaller steps, h g^2 well under sigma^2. The drift is not
-    evaluated at ts[-1].
+    forgets earlier errors and needs smaller steps, h g^2 well under sigma^2. With
+    euler_maruyama, or a last step, the drift is not evaluated at ts[-1].
 
     Args:
       model, noise, ts, cond, trajectory: as for `sample_ode`.
       key: one key, or one an example; example i draws from fold_in(key, i).
       path: the path the model was trained on.
-      diffusion: g, (path, t) -> number >= 0: constant, proportional, or one's own.
+      diffusion: g, (path, t) -> number >= 0: constant, proportional, linear, sbdm, cosine, bump, or one's own.
+      step: euler_maruyama or stochastic_heun.
       last: the last step: `mean` (no noise added), `tweedie` (the data estimate), None (as others).
     Raises:
       ValueError: as `sample_ode`.
     Source: Ma et al. 2024 (SiT), eq. 4-5; Albergo et al. 2023, theorem 2.6.
     """
-    solver = EulerMaruyama(path, diffusion)
+    solver = step(path, diffusion)
     final = None if last is None else last(path, diffusion)
     return run(model, noise, ts, cond, solver, last=final, key=key, trajectory=trajectory)

@@ -67,7 +67,7 @@ class UniPC:
         values = jnp.concatenate([old[:1], data.astype(old.dtype)[None], old[1:]])
         ddim = self.path.alpha(t) * before.data + self.path.sigma(t) * before.noise
         # After a step from alpha = 0, h is infinite and DDIM's step has nothing to be corrected with.
-        usable = (before.history.count > 0) & jnp.isfinite(start)
+        usable = (before.history.seen > 0) & jnp.isfinite(start)
         corrected = ddim + self.path.alpha(t) * combine(weights, values)
         return jnp.where(usable, corrected, predicted)
 
