@@ -17,8 +17,9 @@ def get_config() -> ConfigDict:
     config.distillation.teacher = "runs/digits"
     config.distillation.low = 0.0
     config.distillation.high = 5.0
-    config.steps = 2000
+    config.steps = 1500
     config.batch = 128
-    config.optimizer.learning_rate = 1e-3
+    config.network.patch = 4
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warm_up = 200
     return config

@@ -14,8 +14,9 @@ def get_config() -> ConfigDict:
     config = defaults()
     config.task = "guidance_free"
     config.guidance_free.low = 0.0
-    config.steps = 2000
+    config.steps = 1500
     config.batch = 128
-    config.optimizer.learning_rate = 1e-3
+    config.network.patch = 4
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warm_up = 200
     return config
