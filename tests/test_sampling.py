@@ -18,6 +18,9 @@ from guidedflow.training import workdir
 from guidedflow.training.build import build
 from guidedflow.training.checkpoint import Checkpointer, Keep
 
+# With one batch size and grid, all runs of the program share one compiled sampler.
+SHARED = ["--steps=2", "--batch=12"]
+
 
 def _field(x, t, cond):
     """A velocity that pulls class c towards the constant image c / 10, and class 10 towards 0."""
@@ -156,7 +159,7 @@ def test_bad_input_is_named(exact, call, message):
 
 
 def test_the_program_writes_a_grid_and_an_archive(run, tmp_path, capsys):
-    common = [f"--workdir={run}", "--labels=0,1,2", "--scale=2", "--steps=2"]
+    common = [f"--workdir={run}", "--labels=0,1,2", "--scale=2", *SHARED]
     code, out, err = program(capsys, "sample", *common, f"--out={tmp_path / 'a.png'}", "--each=4")
     assert (code, err) == (0, "")
     assert str(tmp_path / "a.png") in out
@@ -183,9 +186,9 @@ def test_the_program_judges_a_run(run, tmp_path, capsys):
         capsys,
         "evaluate",
         f"--workdir={run}",
-        "--scales=1,2",
+        "--scales=2,3",
         "--images=40",
-        "--steps=1",
+        *SHARED,
         f"--out={tmp_path}",
     )
     assert code == 0
@@ -196,7 +199,7 @@ def test_the_program_judges_a_run(run, tmp_path, capsys):
         "scores.png",
     ]
     raw = json.loads((tmp_path / "scores.json").read_text())
-    assert [row["scale"] for row in raw["scales"]] == [1, 2]
+    assert [row["scale"] for row in raw["scales"]] == [2, 3]
     assert [row["count"] for row in raw["scales"]] == [40, 40]
     # What an untrained network draws is nothing like a digit, and real digits are.
     assert raw["scales"][0]["frechet_pixels"] > 10
@@ -248,7 +251,7 @@ def test_a_full_disk_leaves_no_file(run, tmp_path, capsys, monkeypatch, name):
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", fill)
     monkeypatch.setattr(np, "savez", fill)
-    given = [f"--workdir={run}", f"--out={tmp_path / name}", "--labels=0", "--steps=1", "--each=2"]
+    given = [f"--workdir={run}", f"--out={tmp_path / name}", "--scale=2", *SHARED]
     code, _, err = program(capsys, "sample", *given)
     assert code == 2
     assert err == f"guidedflow: cannot write {tmp_path / name}: No space left on device\n"
