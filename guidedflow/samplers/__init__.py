@@ -1,6 +1,6 @@
 """Samplers: each one `lax.scan` over a grid of times, compiled once."""
 
-from guidedflow.samplers.adaptive import Adaptive, sample_ode_adaptive
+from guidedflow.samplers.adaptive import Adaptive, dopri5, sample_ode_adaptive, tsit5
 from guidedflow.samplers.diffusion import largest, learned, sample_ddim, sample_ddpm, smallest
 from guidedflow.samplers.edm import sample_edm
 from guidedflow.samplers.exponential import (
@@ -38,6 +38,7 @@ __all__ = [
     "bump",
     "constant",
     "cosine",
+    "dopri5",
     "draw_noise",
     "euler",
     "euler_maruyama",
@@ -65,5 +66,6 @@ __all__ = [
     "sbdm",
     "smallest",
     "stochastic_heun",
+    "tsit5",
     "tweedie",
 ]

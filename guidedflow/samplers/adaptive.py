@@ -1,13 +1,13 @@
 """The ODE with adaptive steps, by diffrax: `pip install guidedflow[adaptive]`."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from guidedflow.registry import choose
 from guidedflow.types import (
     Cond,
     ModelFn,
@@ -20,7 +20,22 @@ from guidedflow.types import (
     needs,
 )
 
-STAGES = {"dopri5": 7, "tsit5": 7}
+# Both methods have 7 stages, of which the first is the last of the step before.
+EVALUATIONS_A_STEP = 6
+
+
+def dopri5(diffrax: Any) -> Any:
+    """Dormand & Prince's pair of orders 5 and 4.  Dormand & Prince 1980, table 2."""
+    return diffrax.Dopri5()
+
+
+def tsit5(diffrax: Any) -> Any:
+    """Tsitouras's pair of orders 5 and 4.  Tsitouras 2011, table 1."""
+    return diffrax.Tsit5()
+
+
+Method = Callable[[Any], Any]
+"""The module diffrax -> its solver, of 6 evaluations a step."""
 
 
 class Adaptive(NamedTuple):
@@ -54,7 +69,7 @@ def sample_ode_adaptive(
     *,
     low: float = 0.0,
     high: float = 1.0,
-    solver: str = "dopri5",
+    solver: Method = dopri5,
     rtol: float = 1e-4,
     atol: float = 1e-4,
     max_steps: int = 1000,
@@ -69,14 +84,14 @@ def sample_ode_adaptive(
       model, noise, cond: as for `sample_ode`; a guidance with a memory of earlier steps has no meaning
         here.
       low, high: the interval of time, 0 <= low < high <= 1.
-      solver: "dopri5" or "tsit5", both of order 5 with 6 evaluations a step.
+      solver: dopri5 or tsit5, both of order 5 with 6 evaluations a step.
       rtol, atol: tolerances, positive; float32 follows down to about 1e-6.
       max_steps: the most steps, accepted and rejected together, an example may take.
     Returns:
       The states, the evaluations spent and whether the end was reached.
     Raises:
       ImportError: diffrax is missing; the message names the extra.
-      ValueError: an argument out of range, an unknown solver, a model with a memory.
+      ValueError: an argument out of range, or a model with a memory.
       RuntimeError: an example did not reach `high` within max_steps; under jit, `reached` says so.
     Source: Dormand & Prince 1980; Tsitouras 2011; Hairer, Nørsett & Wanner 1993, eq. II.4.11.
     """
@@ -88,7 +103,8 @@ def sample_ode_adaptive(
         check_number(name, tolerance, 1e-12, 1)
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be a whole number of at least 1, got {max_steps!r}")
-    choose("adaptive solver", solver, STAGES)
+    if not callable(solver):
+        raise ValueError(f"solver must be dopri5 or tsit5 of this module, got {solver!r}")
     check_floating("noise", noise)
     check_batch("cond", cond, jnp.shape(noise)[0])
     if needs(model):
@@ -114,7 +130,7 @@ def _solve(
     ends: tuple[float, float],
     rtol: float,
     atol: float,
-    solver: str,
+    solver: Method,
     max_steps: int,
 ) -> tuple[Array, Array, Array]:
     leaves, treedef = jax.tree.flatten(model)
@@ -128,7 +144,7 @@ def _solve(
 def _compiled(
     treedef: Any,
     constants: tuple,
-    solver: str,
+    solver: Method,
     max_steps: int,
     arrays: list,
     noise: Array,
@@ -139,7 +155,6 @@ def _compiled(
     pairs = zip(arrays, constants, strict=True)
     model = jax.tree.unflatten(treedef, [c if a is None else a for a, c in pairs])
     low, high, rtol, atol = settings
-    method = {"dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}[solver]()
 
     def field(t: Array, x: Array, cond: Cond) -> Array:
         time = jnp.asarray(t, jnp.result_type(float))[None]
@@ -150,7 +165,7 @@ def _compiled(
     def one(x: Array, cond: Cond) -> tuple[Array, Array, Array]:
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(field),
-            method,
+            solver(diffrax),
             low,
             high,
             None,
@@ -162,7 +177,7 @@ def _compiled(
         )
         reached = solution.result == diffrax.RESULTS.successful
         # The first stage is the last step's last; two more evaluations choose the first step.
-        count = (STAGES[solver] - 1) * solution.stats["num_steps"] + 1 + 2
+        count = EVALUATIONS_A_STEP * solution.stats["num_steps"] + 1 + 2
         end = jnp.where(reached, solution.ys[-1], jnp.nan)
         return end.astype(x.dtype), count, reached
 
