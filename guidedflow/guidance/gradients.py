@@ -9,8 +9,8 @@ small steps:
 | DDIM | noise by - sigma s grad | the same function: that is what its velocity says of the noise |
 | ancestral | the step's mean by s variance grad | `ancestral_classifier`, under `sample_ddpm` |
 
-Under `sample_ddpm` the first form moves the mean by alpha_t / alpha_s times what the third does with the
-`largest` variance.
+Under `sample_ddpm` on a variance-preserving path the first form moves the mean by alpha_s / alpha_t
+times what the third does with the `largest` variance.
 """
 
 from collections.abc import Callable
