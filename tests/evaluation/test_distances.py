@@ -104,6 +104,15 @@ def test_one_of_two_modes_has_precision_without_recall():
     assert recall == pytest.approx(0.5, abs=0.05)
 
 
+def test_a_manifold_reaches_to_the_kth_other_neighbour():
+    references = np.array([[0.0], [1.0], [3.0], [6.0], [10.0]])
+    for k, inside, outside in ((1, -0.9, -1.1), (2, -2.9, -3.1), (3, -5.9, -6.1)):
+        far = 100 * np.arange(1.0, 4.0)[:, None]
+        for point, expected in ((inside, 0.25), (outside, 0.0)):
+            samples = np.concatenate([[[point]], far])
+            assert precision_recall(samples, references, k=k)[0] == expected, (k, point)
+
+
 def test_precision_and_recall_swap_with_their_sets():
     rng = np.random.default_rng(11)
     x, y = rng.standard_normal((80, 3)), 1.5 * rng.standard_normal((90, 3))
