@@ -37,6 +37,18 @@ def _drawing(sample: Callable, **options: Any) -> Solve:
     )
 
 
+def _adaptive(
+    model: ModelFn, noise: Array, ts: Array, cond: Array, keys: PRNGKeyArray, path: Path
+) -> Array:
+    """Take what steps a tolerance of 1e-4 asks for, between the ends of the grid."""
+    try:
+        return samplers.sample_ode_adaptive(
+            model, noise, cond, low=float(ts[0]), high=float(ts[-1])
+        ).x
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+
+
 SOLVERS: Mapping[str, Solve] = {
     "euler": _ode(samplers.euler),
     "midpoint": _ode(samplers.midpoint),
@@ -55,6 +67,14 @@ SOLVERS: Mapping[str, Solve] = {
     "dpmpp-2m-sde": _drawing(samplers.sample_dpmpp, order=2, eta=1.0),
     # A coefficient that fades with the noise needs no smaller steps near the data.
     "sde": _drawing(samplers.sample_sde, diffusion=samplers.proportional(1.0)),
+    "sde-heun": _drawing(
+        samplers.sample_sde,
+        diffusion=samplers.proportional(1.0),
+        step=samplers.stochastic_heun,
+    ),
+    "edm-churn": _drawing(samplers.sample_edm, churn=10.0),
+    "ddpm-learned": _drawing(samplers.sample_ddpm, variance=samplers.learned),
+    "adaptive": _adaptive,
 }
 GRIDS: Mapping[str, Callable[[int, Path], times.Grid]] = {
     "uniform": lambda steps, path: times.uniform_grid(steps),

@@ -66,7 +66,8 @@ def no_cache(monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
 
 
-@pytest.mark.parametrize("solver", sorted(methods.SOLVERS))
+# No variance is learnt here.
+@pytest.mark.parametrize("solver", sorted(set(methods.SOLVERS) - {"ddpm-learned"}))
 def test_every_named_solver_reaches_the_class_asked_for(exact, solver):
     labels = [0, 5, 9]
     images = sampling.sample(exact, labels, Method(solver=solver, steps=64))
