@@ -18,6 +18,7 @@ from guidedflow.types import check_number, concrete
 Draw = Callable[[PRNGKeyArray, int], Float[Array, " b"]]
 Times = TypeVar("Times", Array, np.ndarray)
 Grid = Float[np.ndarray, " steps+1"]
+GridLike = Grid | Float[Array, " n"]
 TINY = float(np.finfo(np.float32).tiny)
 
 

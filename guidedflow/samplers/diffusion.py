@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from guidedflow import predictions
 from guidedflow.paths import Path
 from guidedflow.samplers.scan import Step, run
+from guidedflow.times import GridLike
 from guidedflow.types import RENOISE, SHIFT, Cond, ModelFn, check_number
 
 
@@ -59,7 +60,7 @@ class DDIM:
 def sample_ddim(
     model: ModelFn,
     noise: Float[Array, "b *d"],
-    ts: Float[Array, " n"],
+    ts: GridLike,
     cond: Cond = None,
     *,
     path: Path,
@@ -150,7 +151,7 @@ class Ancestral:
 def sample_ddpm(
     model: ModelFn,
     noise: Float[Array, "b *d"],
-    ts: Float[Array, " n"],
+    ts: GridLike,
     cond: Cond = None,
     *,
     key: PRNGKeyArray,

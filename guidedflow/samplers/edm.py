@@ -13,7 +13,7 @@ from guidedflow import predictions
 from guidedflow.paths import Path
 from guidedflow.samplers.diffusion import estimates
 from guidedflow.samplers.scan import Step, run
-from guidedflow.times import time_of_ratio
+from guidedflow.times import GridLike, time_of_ratio
 from guidedflow.types import RENOISE, Cond, ModelFn, check_number, concrete
 
 
@@ -67,7 +67,7 @@ class Churning(KarrasHeun):
 def sample_edm(
     model: ModelFn,
     noise: Float[Array, "b *d"],
-    ts: Float[Array, " n"],
+    ts: GridLike,
     cond: Cond = None,
     *,
     path: Path,

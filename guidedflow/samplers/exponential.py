@@ -21,6 +21,7 @@ from guidedflow.paths import Path, log_snr
 from guidedflow.samplers.diffusion import estimates
 from guidedflow.samplers.multistep import History, combine, lagrange, padded
 from guidedflow.samplers.scan import Step, run
+from guidedflow.times import GridLike
 from guidedflow.types import RENOISE, Cond, ModelFn, check_number
 
 Moments = Callable[[Array, int], list[Array]]
@@ -126,7 +127,7 @@ class Multistep:
 def sample_dpmpp(
     model: ModelFn,
     noise: Float[Array, "b *d"],
-    ts: Float[Array, " n"],
+    ts: GridLike,
     cond: Cond = None,
     *,
     path: Path,
@@ -212,7 +213,7 @@ class Singlestep:
 def sample_dpmpp_singlestep(
     model: ModelFn,
     noise: Float[Array, "b *d"],
-    ts: Float[Array, " n"],
+    ts: GridLike,
     cond: Cond = None,
     *,
     path: Path,

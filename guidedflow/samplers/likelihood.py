@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from guidedflow.paths import Path
 from guidedflow.samplers.ode import rk4
 from guidedflow.samplers.scan import Solver, run
-from guidedflow.times import check_grid
+from guidedflow.times import GridLike, check_grid
 from guidedflow.types import (
     Cond,
     ModelFn,
@@ -81,7 +81,7 @@ class Backward:
 def log_likelihood(
     model: ModelFn,
     data: Float[Array, "b *d"],
-    ts: Float[Array, " n"],
+    ts: GridLike,
     cond: Cond = None,
     *,
     path: Path,

@@ -3,6 +3,7 @@
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from guidedflow.samplers.scan import Solver, Step, run
+from guidedflow.times import GridLike
 from guidedflow.types import Cond, ModelFn
 
 
@@ -45,7 +46,7 @@ def rk4(step: Step) -> tuple[Array, PyTree]:
 def sample_ode(
     model: ModelFn,
     noise: Float[Array, "b *d"],
-    ts: Float[Array, " n"],
+    ts: GridLike,
     cond: Cond = None,
     *,
     step: Solver = heun,

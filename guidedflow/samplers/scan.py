@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from guidedflow.times import check_grid
+from guidedflow.times import GridLike, check_grid
 from guidedflow.types import (
     Cond,
     Evaluation,
@@ -95,7 +95,7 @@ def _check_needs(model: ModelFn, solver: Solver) -> None:
 def run(
     model: ModelFn,
     noise: Float[Array, "b *d"],
-    ts: Float[Array, " n"],
+    ts: GridLike,
     cond: Cond,
     solver: Solver,
     *,

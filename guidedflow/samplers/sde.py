@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from guidedflow import predictions
 from guidedflow.paths import Path, derivatives
 from guidedflow.samplers.scan import Solver, Step, run
+from guidedflow.times import GridLike
 from guidedflow.types import Cond, ModelFn, check_number
 
 Diffusion = Callable[[Path, Array], Array]
@@ -185,7 +186,7 @@ def tweedie(path: Path, diffusion: Diffusion) -> Solver:
 def sample_sde(
     model: ModelFn,
     noise: Float[Array, "b *d"],
-    ts: Float[Array, " n"],
+    ts: GridLike,
     cond: Cond = None,
     *,
     key: PRNGKeyArray,

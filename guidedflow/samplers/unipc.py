@@ -12,6 +12,7 @@ from guidedflow.samplers.diffusion import estimates
 from guidedflow.samplers.exponential import correction, exact, half_log_snr, highest
 from guidedflow.samplers.multistep import History, combine
 from guidedflow.samplers.scan import Step, run
+from guidedflow.times import GridLike
 from guidedflow.types import RENOISE, Cond, ModelFn
 
 Rate = Callable[[Array], Array]
@@ -91,7 +92,7 @@ class UniPC:
 def sample_unipc(
     model: ModelFn,
     noise: Float[Array, "b *d"],
-    ts: Float[Array, " n"],
+    ts: GridLike,
     cond: Cond = None,
     *,
     path: Path,
