@@ -119,7 +119,7 @@ def _check_interval(low: float, high: float) -> None:
         raise ValueError(f"the grid's ends must be in order, low < high, got {low} and {high}")
 
 
-def check_grid(ts: Array) -> None:
+def check_grid(ts: GridLike) -> None:
     """Raise ValueError unless `ts` is a 1-d grid of at least 2 increasing times in [0, 1].
 
     Values are checked where they are known while tracing; a grid from this module always is.

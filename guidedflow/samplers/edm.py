@@ -122,7 +122,7 @@ def sample_edm(
     return run(model, noise, ts, cond, solver(corrects), last=last, key=key, trajectory=trajectory)
 
 
-def _ends_clean(path: Path, ts: Array) -> bool:
+def _ends_clean(path: Path, ts: GridLike) -> bool:
     """Whether the grid is known, while tracing, to end where sigma = 0."""
     known = concrete(ts)
     if known is None or known.ndim != 1 or not known.size:
