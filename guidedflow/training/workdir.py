@@ -61,5 +61,5 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def checkpoints(workdir: Path) -> Path:
-    """Return the folder of the checkpoints."""
-    return workdir / "checkpoints"
+    """Return the folder of the checkpoints, absolute as orbax wants it."""
+    return workdir.absolute() / "checkpoints"

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,14 @@ def test_what_a_run_leaves_behind(tiny, tmp_path):
     assert newest.metrics == {"held_out_loss": held_out[-1]["held_out_loss"]}
     clocks = metrics.read(tmp_path / "throughput.jsonl")
     assert all({"steps_per_second", "input_wait"} <= set(line) for line in clocks)
+
+
+def test_a_workdir_may_be_given_from_where_one_stands(tiny, tmp_path, monkeypatch):
+    tiny.steps = 4
+    monkeypatch.chdir(tmp_path)
+    train(tiny, Path("run"), display=False)
+    assert steps_in(tmp_path / "run" / "checkpoints") == [4]
+    assert not train(tiny, Path("run"), resume=True, display=False).stopped
 
 
 def test_a_workdir_with_a_run_wants_resume(tiny, tmp_path):
