@@ -39,7 +39,7 @@ class Mixture:
             [np.broadcast_to(s, m.shape) for s, m in zip(deviations, means, strict=True)]
         ).astype(np.float64)
         weights = np.asarray(weights, np.float64)
-        return cls(np.asarray(labels), weights / weights.sum(), means, deviations)
+        return cls(np.asarray(labels, np.int32), weights / weights.sum(), means, deviations)
 
     @property
     def num_classes(self):
@@ -68,13 +68,21 @@ class Mixture:
     def _log_weights(self, label):
         """log p(component given label)."""
         member = (jnp.asarray(self.labels) == label) | (label == self.null)
-        log_weights = jnp.where(member, jnp.log(self.weights), -jnp.inf)
+        log_weights = jnp.where(
+            member, jnp.asarray(np.log(self.weights), jnp.result_type(float)), -jnp.inf
+        )
         return log_weights - logsumexp(log_weights)
+
+    def _constants(self):
+        """Means and deviations in the width of the day: JAX caches a numpy constant by identity."""
+        width = jnp.result_type(float)
+        return self.means.astype(width), self.deviations.astype(width)
 
     def _at(self, path, t):
         """The components' means and variances at time t."""
         alpha, sigma = path.alpha(t), path.sigma(t)
-        return alpha * self.means, alpha**2 * self.deviations**2 + sigma**2
+        means, deviations = self._constants()
+        return alpha * means, alpha**2 * deviations**2 + sigma**2
 
     def _log_joint(self, path, x, t, label):
         """log p_t(x, component given label)."""
@@ -100,8 +108,9 @@ class Mixture:
     def data_of(self, path, x, t, label):
         """E[data given x_t, label]."""
         means, variances = self._at(path, t)
-        gain = path.alpha(t) * self.deviations**2 / variances
-        return self._mean(path, x, t, label, self.means + gain * (x[None] - means))
+        clean, deviations = self._constants()
+        gain = path.alpha(t) * deviations**2 / variances
+        return self._mean(path, x, t, label, clean + gain * (x[None] - means))
 
     def noise_of(self, path, x, t, label):
         """E[noise given x_t, label]."""
