@@ -1,5 +1,10 @@
 """Every strategy computes what one device computes, and `fsdp` holds its share of the bytes."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +21,7 @@ BATCH = 16
 def loss_fn(params, batch, key):
     """Regression on noised inputs; the noise of example i depends on its index alone."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-    noise = jax.vmap(lambda k: jax.random.normal(k, (8,)))(keys)
+    noise = jax.vmap(lambda k: jax.random.normal(k, (32,)))(keys)
     hidden = jnp.tanh((batch["x"] + 0.1 * noise) @ params["first"] + params["bias"][None])
     return jnp.mean((hidden @ params["second"] - batch["y"]) ** 2, axis=-1)
 
@@ -24,15 +29,15 @@ def loss_fn(params, batch, key):
 def initial():
     a, b = jax.random.split(jax.random.key(1))
     return {
-        "first": jax.random.normal(a, (8, 256)) / 3,
+        "first": jax.random.normal(a, (32, 256)) / 6,
         "bias": jnp.zeros(256),
-        "second": jax.random.normal(b, (256, 8)) / 16,
+        "second": jax.random.normal(b, (256, 32)) / 16,
     }
 
 
 def batch_at(step):
     random = np.random.default_rng(step)
-    x = random.normal(size=(BATCH, 8)).astype(np.float32)
+    x = random.normal(size=(BATCH, 32)).astype(np.float32)
     return {"x": x, "y": np.sin(x), "index": np.arange(BATCH, dtype=np.int32)}
 
 
@@ -140,3 +145,15 @@ def test_a_mesh_must_fit_the_devices():
 def test_a_batch_must_divide_over_the_devices(name):
     with pytest.raises(ValueError, match="multiple of 4"):
         STRATEGIES[name]().place_batch({"x": np.zeros((6, 2), np.float32)})
+
+
+@pytest.mark.slow
+def test_eight_devices_equal_one_and_fsdp_holds_an_eighth():
+    script = Path(__file__).with_name("eight_devices.py")
+    root = script.parents[2]
+    done = subprocess.run(
+        [sys.executable, script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("of the state's") == 4
