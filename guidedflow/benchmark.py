@@ -21,6 +21,7 @@ from jaxtyping import Array, PyTree
 import guidedflow
 from guidedflow import guidance, samplers, times
 from guidedflow.models.dit import DiT
+from guidedflow.models.grouping import for_device
 from guidedflow.types import ModelFn
 
 SCALE = 1.5
@@ -175,7 +176,7 @@ def compile_mode(work: Workload, mode: str) -> Program:
     null = int(work.network.num_classes)
 
     def job(params: PyTree, noise: Array, labels: Array) -> Array:
-        model = MODES[mode](Partial(apply, params), null)
+        model = MODES[mode](for_device(Partial(apply, params), work.network), null)
         return samplers.sample_ode(model, noise, work.ts, labels, step=solver)
 
     began = time.perf_counter()

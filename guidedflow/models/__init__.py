@@ -2,8 +2,18 @@
 
 from guidedflow.models.classifier import Classifier
 from guidedflow.models.dit import DiT
+from guidedflow.models.grouping import in_groups
 from guidedflow.models.presets import PRESETS, create
 from guidedflow.models.stacking import stack_blocks, unstack_blocks
 from guidedflow.models.unet import UNet
 
-__all__ = ["PRESETS", "Classifier", "DiT", "UNet", "create", "stack_blocks", "unstack_blocks"]
+__all__ = [
+    "PRESETS",
+    "Classifier",
+    "DiT",
+    "UNet",
+    "create",
+    "in_groups",
+    "stack_blocks",
+    "unstack_blocks",
+]

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, PyTree
 
 from guidedflow import paths, predictions
+from guidedflow.models.grouping import for_device
 from guidedflow.types import ModelFn
 
 
@@ -29,5 +30,5 @@ def model_fn(
 
     The parameters are leaves of it, so that a sampler takes them as arguments of one program.
     """
-    bound = jax.tree_util.Partial(Apply(network), params)
+    bound = for_device(jax.tree_util.Partial(Apply(network), params), network)
     return predictions.as_velocity(bound, path, predicts)

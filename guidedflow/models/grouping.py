@@ -1,0 +1,74 @@
+"""A batch evaluated a few examples at a time, so that what lies between two products stays in cache."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from guidedflow.types import Cond, ModelFn, check_batch, pytree
+
+# Measured on two cores with DiT-S/2: of 256 to 4096 token rows a turn, 1024 gave the most evaluations.
+CPU_ROWS = 1024
+
+
+@pytree
+class InGroups:
+    """Made by `in_groups`."""
+
+    model: ModelFn
+    size: int
+
+    def __call__(self, x: Array, t: Array, cond: Cond = None) -> Array:
+        batch = jnp.shape(x)[0]
+        size = group_of(batch, self.size)
+        if size == batch:
+            return self.model(x, t, cond)
+        check_batch("cond", cond, batch)
+
+        def split(leaf: Array) -> Array:
+            return jnp.reshape(leaf, (batch // size, size, *jnp.shape(leaf)[1:]))
+
+        groups = jax.tree.map(split, (x, t, cond))
+        values = jax.lax.map(lambda group: self.model(*group), groups)
+        return values.reshape(batch, *values.shape[2:])
+
+
+def in_groups(model: ModelFn, size: int) -> ModelFn:
+    """Evaluate a model on `size` examples after another, in a loop within the compiled program.
+
+    The same function, to rounding. On a CPU a transformer's activations of a large batch leave the
+    caches between one product and the next; a group's stay. Guided by `classifier_free`, one turn of
+    the loop evaluates `size` examples under every branch. On accelerators it only costs.
+
+    Args:
+      model: a model function without state.
+      size: examples in a group, at least 1; the batch is evaluated whole where no divisor of it lies
+        between half of `size` and `size`.
+    Raises:
+      ValueError: size is not a whole number of at least 1.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"size must be a whole number of at least 1, got {size!r}")
+    return InGroups(model, size)
+
+
+def group_of(batch: int, size: int) -> int:
+    """Return the examples a turn: the largest divisor of `batch` up to `size`, or all of it."""
+    if batch <= size:
+        return batch
+    best = max(divisor for divisor in range(1, size + 1) if batch % divisor == 0)
+    return best if 2 * best >= size else batch
+
+
+def for_device(model: ModelFn, network: Any) -> ModelFn:
+    """Return `model` in the groups that suit the default device: about 1024 tokens a turn on a CPU.
+
+    Args:
+      model: a network as a model function.
+      network: the network itself; one without a `grid` of tokens is left whole.
+    """
+    if jax.default_backend() != "cpu" or not hasattr(network, "grid"):
+        return model
+    height, width = network.grid
+    return in_groups(model, max(1, CPU_ROWS // (height * width)))
