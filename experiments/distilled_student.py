@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from experiments.counting import Counter, evaluations
 from experiments.results import options, save, say, spread
-from experiments.trained import Bench, cached, generator, task_of_digits, train
+from experiments.trained import Bench, cached, generator_params, task_of_digits, train
 from guidedflow import distillation
 from guidedflow.guidance import classifier_free
 from guidedflow.samplers import draw_noise, sample_ode
@@ -240,12 +240,11 @@ def main() -> None:
         task, early, images, seeds = task_of_digits(20, preset="tiny"), (5, 8, 10), 100, 2
         learning, steps, scales = 10, 2, [1.0, 2.0]
     else:
-        task, early, images, seeds = task_of_digits(), (200, 300, 400, 600), 1000, 3
-        learning, steps, scales = 800, 12, [1.0, 1.5, 2.0, 3.0, 4.0]
-    teacher = generator(task, early)[-1]
-    params = jax.tree.leaves(teacher)
-    structure = jax.tree.structure(jax.eval_shape(task.init, jax.random.key(0)).params)
-    student = distil(task, teacher, jax.tree.unflatten(structure, params), learning)
+        task, early, images, seeds = task_of_digits(), (100, 200, 400, 800), 1000, 3
+        learning, steps, scales = 800, 8, [1.0, 1.5, 2.0, 4.0]
+    params = generator_params(task, early)[-1]
+    teacher = task.model(params)
+    student = distil(task, teacher, params, learning)
     bench = Bench(task, images)
     results = measure(bench, teacher, student, scales, steps, seeds)
     figure = draw(results, bench.judge.floor)

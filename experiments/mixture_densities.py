@@ -47,7 +47,7 @@ def methods() -> dict[str, ModelFn]:
         "linear schedule, mean w": free(model, null, guidance.linear(1.0, 2 * SCALE - 1)),
         "APG": free(model, null, SCALE, rule=apg),
         "CFG-Zero*": guidance.zero_star(model, null, SCALE),
-        "CFG++, λ = 0.6": guidance.plus_plus(model, null, 0.6),
+        "CFG++, λ = 0.6, 16 DDIM steps": guidance.plus_plus(model, null, 0.6),
         "MAMBO-G": free(model, null, SCALE, rule=guidance.magnitude_aware(2.0)),
         "autoguidance, 2× as wide": guidance.extrapolate(model, worse, SCALE),
     }
@@ -100,11 +100,15 @@ def divergence(p: Density, q: Density) -> float:
 
 
 def sampled(model: ModelFn, noise: Array, steps: int) -> Density:
-    """Return what a method samples; CFG++ renoises, and so has DDIM for a sampler."""
-    labels, ts = jnp.full(len(noise), LABEL), uniform_grid(steps)
+    """Return what a method samples; CFG++ renoises, and so has DDIM for a sampler.
+
+    On this path CFG++ from t to s is plain guidance with w = lambda s (1 - t) / (s - t): finer grids
+    guide more, so that it has its own, of 16 steps.
+    """
+    labels = jnp.full(len(noise), LABEL)
     if "renoise" in getattr(model, "needs", ()):
-        return histogram(samplers.sample_ddim(model, noise, ts, labels, path=PATH))
-    return histogram(samplers.sample_ode(model, noise, ts, labels))
+        return histogram(samplers.sample_ddim(model, noise, uniform_grid(16), labels, path=PATH))
+    return histogram(samplers.sample_ode(model, noise, uniform_grid(steps), labels))
 
 
 def draw(panels: dict[str, Density], notes: dict[str, str]) -> Figure:

@@ -145,8 +145,8 @@ def main() -> None:
         task, steps, images, seeds, repeats = task_of_digits(20, preset="tiny"), [2, 4], 100, 2, 1
         model = generator(task, (5, 8, 10))[-1]
     else:
-        task, steps, images, seeds, repeats = task_of_digits(), [4, 6, 8, 12, 16], 1000, 3, 3
-        model = generator(task, (200, 300, 400, 600))[-1]
+        task, steps, images, seeds, repeats = task_of_digits(), [4, 8, 16], 600, 3, 3
+        model = generator(task, (100, 200, 400, 800))[-1]
     bench = Bench(task, images)
     results = measure(bench, model, steps, seeds, repeats)
     goal = results[WHOLE][-1]

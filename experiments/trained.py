@@ -98,6 +98,11 @@ def cached(name: str, facts: Any, make: Callable[[], PyTree], like: PyTree) -> P
 
 def generator(task: Task, early: Sequence[int] = ()) -> tuple[ModelFn, ...]:
     """Return the trained velocity field, and before it those of the steps `early`."""
+    return tuple(task.model(params) for params in generator_params(task, early))
+
+
+def generator_params(task: Task, early: Sequence[int] = ()) -> list[PyTree]:
+    """Return the averaged parameters of the steps `early`, and of the last."""
     config, abstract = task.config, jax.eval_shape(task.init, jax.random.key(0)).params
 
     def make() -> list[PyTree]:
@@ -115,8 +120,7 @@ def generator(task: Task, early: Sequence[int] = ()) -> tuple[ModelFn, ...]:
         )
 
     facts = [identity(config), config.steps, list(early)]
-    all_params = cached("generator", facts, make, [abstract] * (len(early) + 1))
-    return tuple(task.model(params) for params in all_params)
+    return cached("generator", facts, make, [abstract] * (len(early) + 1))
 
 
 def noisy_classifier(task: Task, steps: int, preset: str = "digits-classifier") -> ModelFn:

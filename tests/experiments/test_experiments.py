@@ -94,9 +94,9 @@ def test_grids_of_the_solvers_share_their_ends():
 
 def test_budget_buys_more_steps_where_one_branch_is_enough():
     steps = accuracy_and_distance.steps_within
-    assert steps(32, jnp.float32(2)) == 8
-    assert steps(32, 1.0) == 16
-    assert steps(32, guidance.interval(2.0, 0.0, 0.4)) == 11
+    assert steps(20, jnp.float32(2)) == 10
+    assert steps(20, 1.0) == 20
+    assert steps(20, guidance.interval(2.0, 0.0, 0.4)) == 14
 
 
 def test_a_gain_is_against_the_best_of_plain_guidance_with_w_one_among_it():
