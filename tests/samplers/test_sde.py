@@ -25,8 +25,8 @@ def noise(n=N):
 @pytest.mark.parametrize(
     ("path", "diffusion"),
     [
-        (LINEAR, samplers.constant(0.5)),
         (LINEAR, samplers.constant(1.0)),
+        (LINEAR, samplers.constant(2.0)),
         (LINEAR, samplers.proportional(2.0)),
         (LINEAR, samplers.linear(1.0)),
         (TRIG, samplers.sbdm(1.0)),
@@ -82,15 +82,20 @@ def test_one_step_adds_noise_of_the_stated_variance():
     path, g, ts = LINEAR, 0.7, np.asarray([0.4, 0.5], np.float32)
 
     def model(x, t, cond):
-        return jnp.ones_like(x)
+        return jnp.full_like(x, 10.0)
 
     x = sample_sde(
         model, jnp.zeros((N, 2)), ts, key=KEY, path=path, diffusion=samplers.constant(g), last=None
     )
     score = predictions.convert(
-        path, jnp.ones(2), jnp.zeros(2), jnp.float32(0.4), predictions.velocity, predictions.score
+        path,
+        jnp.full(2, 10.0),
+        jnp.zeros(2),
+        jnp.float32(0.4),
+        predictions.velocity,
+        predictions.score,
     )
-    mean, std = 0.1 * (1 + 0.5 * g**2 * score[0]), g * 0.1**0.5
+    mean, std = 0.1 * (10 + 0.5 * g**2 * score[0]), g * 0.1**0.5
     np.testing.assert_allclose(np.mean(x, 0), mean, atol=4 * std / N**0.5)
     np.testing.assert_allclose(np.std(x, 0), std, rtol=4 / (2 * N) ** 0.5)
     assert abs(np.corrcoef(np.asarray(x).T)[0, 1]) < 4 / N**0.5
