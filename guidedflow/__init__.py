@@ -1,11 +1,16 @@
 """The functional core of guidedflow: paths, predictions, times, losses, guidance and samplers.
 
-Importing it loads JAX and nothing heavier; networks, data and training are imported by name
-(`guidedflow.models`, `guidedflow.data`, `guidedflow.training`).
+Importing it loads JAX and nothing heavier; each module loads when it is first named. Networks, data
+and training are imported by name (`guidedflow.models`, `guidedflow.data`, `guidedflow.training`).
 """
 
-from guidedflow import guidance, losses, paths, predictions, samplers, times
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from guidedflow.types import Evaluation, ModelFn, Scale
+
+if TYPE_CHECKING:
+    from guidedflow import distillation, guidance, losses, paths, predictions, samplers, times
 
 __version__ = "0.1.0"
 
@@ -13,6 +18,7 @@ __all__ = [
     "Evaluation",
     "ModelFn",
     "Scale",
+    "distillation",
     "guidance",
     "losses",
     "paths",
@@ -20,3 +26,13 @@ __all__ = [
     "samplers",
     "times",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

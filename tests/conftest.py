@@ -5,10 +5,20 @@ import os
 # Virtual CPU devices can deadlock on few cores when the thread pool is sized from the core count.
 os.environ.setdefault("NPROC", "16")
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# Most of a test's time is compiling small programs: the least optimisation halves it.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
+        "--xla_backend_optimization_level=0",
+    ]
 )
 
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    """Name a function by its name: its address differs between the processes of pytest-xdist."""
+    return getattr(val, "__name__", type(val).__name__) if callable(val) else None
