@@ -4,11 +4,15 @@
 
 One generator (configs/digits.py), trained once. Every image of every method costs at most 20 evaluations
 of a network (Adams-Bashforth of order 2, as many steps as that buys; a classifier's gradient counts as
-one). What a method can be set to besides w - interval, reference, threshold - is chosen on a seed of its
+one). What a method can be set to besides w (interval, reference, threshold) is chosen on a seed of its
 own by the distance to the *training* images, and its best w by the same distance; figures are over five
 other seeds.
 Plain guidance gets the benefit of the doubt: its best w is the best on the held-out images themselves,
 and w = 1, the conditional model, which costs one branch, counts as plain guidance.
+
+Run on 2 shared cores in 8.5 minutes after training: to held-out images no method is 10% nearer than plain
+guidance (autoguidance 2.2% ± 1.8%); to training images, FID's usual reference, autoguidance is 14.9% ±
+2.8% nearer. Everything else that the digits gain from guidance is accuracy: their best distance is w = 1's.
 """
 
 import dataclasses
@@ -249,7 +253,7 @@ def compare(results: dict) -> dict[str, dict[str, Any]]:
 
 def draw(results: dict, table: dict, floor: dict[str, float], title: str) -> Figure:
     """Draw accuracy and both distances over the scale, mean and spread over seeds."""
-    figure = Figure(figsize=(13, 9), dpi=90, layout="constrained")
+    figure = Figure(figsize=(12.5, 8.4), dpi=75, layout="constrained")
     figure.suptitle(title, fontsize=11)
     *axes, bars = figure.subplots(2, 2).flat
     panels = (
@@ -265,7 +269,12 @@ def draw(results: dict, table: dict, floor: dict[str, float], title: str) -> Fig
             stds = np.array([value["std"] for value in values])
             lines = ax.plot(scales, means, marker=marker, markersize=4, linewidth=1.3, label=method)
             ax.fill_between(
-                scales, means - stds, means + stds, color=lines[0].get_color(), alpha=0.15
+                scales,
+                means - stds,
+                means + stds,
+                color=lines[0].get_color(),
+                alpha=0.1,
+                linewidth=0,
             )
         ax.axhline(floor[field], color="black", linestyle=":", linewidth=1, label="real images")
         ax.set(title=name, xlabel="scale w (1: conditional model)", ylabel=label)

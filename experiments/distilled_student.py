@@ -6,6 +6,9 @@ The teacher is the shared generator under classifier-free guidance; the student 
 number more, w, and starts as the teacher. It regresses to the guided velocity at w drawn from [1, 4].
 Compared at equal steps of Heun's method, from the same noise: how far the images differ, accuracy,
 Fréchet distances, evaluations as counted, and seconds (least of several runs in turn, compilation apart).
+
+Run on 2 shared cores in 2 minutes after training (the student's 800 steps took 2.7): half the evaluations,
+images from the same noise 0.04 apart at w = 2, Fréchet distance within 1%.
 """
 
 import functools
@@ -179,7 +182,7 @@ def draw(results: dict[str, Any], floor: Any) -> Figure:
         ("accuracy", "share of images of their class"),
         ("frechet_pixels", "squared distance"),
     )
-    titles = ("Accuracy", "Fréchet distance to held-out images, pixels")
+    titles = ("Accuracy", "Fréchet distance to held-out, pixels")
     for ax, (field, ylabel), title in zip(axes, panels, titles, strict=False):
         for name, style in (("teacher", "o-"), ("student", "s--")):
             values = [row[name][field] for row in results["rows"]]
@@ -210,7 +213,7 @@ def draw(results: dict[str, Any], floor: Any) -> Figure:
     )
     axes[2].set(
         title="Student and teacher from the same noise",
-        ylabel="root mean square difference, pixels in [-1, 1]",
+        ylabel="rms difference, pixels in [-1, 1]",
         ylim=(0, None),
     )
     for ax in axes:

@@ -6,6 +6,9 @@ Two overlapping classes of Gaussian components; the label asked for is the blue 
 exact p(x given y), the tilted target p(x) p(y given x)^w that guidance is often said to sample, and
 what each method really samples, with exact velocities, at w = 3. Beside each: the Jensen-Shannon
 divergence in bits, from 0 to 1, of its histogram to both, and the floor that as many exact draws have.
+
+Run on 2 shared cores in 2 minutes: no method samples the tilted target; guidance at w = 3 is 0.211 bits
+from it, the conditional model 0.044.
 """
 
 from typing import Any

@@ -4,9 +4,14 @@
 
 Classifier-free guidance at w = 1.5 over the whole trajectory against the same w inside an interval only,
 outside which one branch is evaluated; Heun's method at several numbers of steps. Equal quality is
-accuracy and both Fréchet distances no worse than those of whole guidance at 16 steps by more than one
-standard deviation over seeds. Evaluations are counted as they happen; seconds are the least of several
-runs taken in turn, compilation apart.
+both Fréchet distances no worse than those of whole guidance at 16 steps by more than one standard
+deviation over seeds, and accuracy no more than half a percent less (the judge itself errs on one percent
+of real images). Evaluations are counted as they happen; seconds are the least of several
+runs taken in turn, compilation apart. What is left of guidance in a short interval is
+also less of it: compare at equal quality, not at equal w.
+
+Run on 2 shared cores in 3.5 minutes after training: at 16 steps guidance in [0.1, 0.35] takes 38% fewer
+evaluations and 34% less time.
 """
 
 import time
@@ -84,8 +89,8 @@ def measure(
 
 
 def as_good(row: dict, goal: dict) -> bool:
-    """Whether a row is no worse than the goal by more than one standard deviation over seeds."""
-    accuracy = row["accuracy"]["mean"] >= goal["accuracy"]["mean"] - goal["accuracy"]["std"]
+    """Whether a row's distances are at most one standard deviation worse, its accuracy half a percent."""
+    accuracy = row["accuracy"]["mean"] >= goal["accuracy"]["mean"] - 0.005
     return accuracy and all(
         row[field]["mean"] <= goal[field]["mean"] + goal[field]["std"]
         for field in ("frechet_pixels", "frechet_features")
@@ -131,11 +136,45 @@ def draw_all(results: dict[str, list[dict]], goal: dict, images: int) -> Figure:
                 label=name,
             )
         ax.axhline(goal[field]["mean"], color="black", linestyle=":", linewidth=1)
-        ax.set(xlabel=xlabel, ylabel=ylabel, title=f"{ylabel} over {xlabel.split()[0]}")
+        ax.set(
+            xlabel=xlabel, ylabel=ylabel, title=f"{ylabel} over {xlabel.split()[0]}".capitalize()
+        )
         ax.set_xscale("log")
+        low, high = ax.get_xlim()
+        ticks = [tick for tick in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if low <= tick <= high]
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_xticks([], minor=True)
         ax.grid(alpha=0.3, which="both", linewidth=0.5)
     axes[0].legend(fontsize=8, frameon=False)
     return figure
+
+
+def summary(results: dict[str, list[dict]], found: dict[str, dict | None], images: int) -> str:
+    """Return what was measured, in sentences."""
+    goal = results[WHOLE][-1]
+    parts = [
+        f"Measured at w = {SCALE:g}: whole guidance, {goal['steps']} steps, takes "
+        f"{goal['evaluations']} evaluations and {goal['seconds']:.2f} s for {images:,} images, pixel "
+        f"distance {goal['frechet_pixels']['mean']:.3f}, accuracy {goal['accuracy']['mean']:.4f}."
+    ]
+    same = {name: rows[-1] for name, rows in results.items() if as_good(rows[-1], goal)}
+    for what, rows in (("at as many steps", same), ("at fewest evaluations", found)):
+        able = {name: row for name, row in rows.items() if row is not None and name != WHOLE}
+        if not able:
+            parts.append(f"No interval is as good {what}.")
+            continue
+        name = min(able, key=lambda name: able[name]["evaluations"])
+        row = able[name]
+        parts.append(
+            f"As good or better {what}: {name} with {row['steps']} steps, {row['evaluations']} "
+            f"evaluations ({1 - row['evaluations'] / goal['evaluations']:.0%} fewer) and "
+            f"{row['seconds']:.2f} s ({1 - row['seconds'] / goal['seconds']:.0%} less), distance "
+            f"{row['frechet_pixels']['mean']:.3f}, accuracy {row['accuracy']['mean']:.4f}."
+        )
+    whole = found[WHOLE]
+    if whole is not None:
+        parts.append(f"Whole guidance needs {whole['evaluations']} evaluations to be as good.")
+    return " ".join(parts)
 
 
 def main() -> None:
@@ -147,40 +186,13 @@ def main() -> None:
     else:
         task, steps, images, seeds, repeats = task_of_digits(), [4, 8, 16], 600, 3, 3
         model = generator(task, (100, 200, 400, 800))[-1]
-    bench = Bench(task, images)
-    results = measure(bench, model, steps, seeds, repeats)
+    results = measure(Bench(task, images), model, steps, seeds, repeats)
     goal = results[WHOLE][-1]
     found = cheapest(results, goal)
-    at_goal = {name: rows[-1] for name, rows in results.items()}
-    good = {name: row for name, row in found.items() if row is not None and name != WHOLE}
-    best = min(good, key=lambda name: good[name]["evaluations"], default=None)
-    same = min(
-        (name for name in at_goal if name != WHOLE and as_good(at_goal[name], goal)),
-        key=lambda name: at_goal[name]["evaluations"],
-        default=None,
-    )
-    parts = [
-        f"Measured at w = {SCALE:g}: whole guidance, {goal['steps']} steps, takes "
-        f"{goal['evaluations']} evaluations and {goal['seconds']:.2f} s for {images:,} images."
-    ]
-    for name, rows, what in ((same, at_goal, "at as many steps"), (best, good, "at fewest")):
-        if name is not None:
-            row = rows[name]
-            parts.append(
-                f"Equal in quality {what}: {name} with {row['steps']} steps, "
-                f"{row['evaluations']} evaluations ({1 - row['evaluations'] / goal['evaluations']:.0%}"
-                f" fewer) and {row['seconds']:.2f} s ({1 - row['seconds'] / goal['seconds']:.0%} "
-                "less)."
-            )
-    if best is not None and found[WHOLE] is not None:
-        parts.append(
-            f"Whole guidance itself needs {found[WHOLE]['evaluations']} evaluations for that quality."
-        )
-    if best is None:
-        parts.append("No interval reached that quality.")
     numbers = {"scale": SCALE, "images": images, "seeds": seeds, "results": results, "found": found}
     figure = draw_all(results, goal, images)
-    save("one_branch_or_two", figure, numbers, SHOWS, " ".join(parts), given.out)
+    measured = summary(results, found, images)
+    save("one_branch_or_two", figure, numbers, SHOWS, measured, given.out)
 
 
 if __name__ == "__main__":
