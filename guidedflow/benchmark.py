@@ -276,13 +276,21 @@ def bench(
     modes: list[str],
     repeats: int = 5,
     report: Callable[[str], None] = lambda line: None,
+    others: Mapping[str, Callable[[], None]] | None = None,
 ) -> dict[str, Any]:
     """Measure every mode and the device's peak, and return the figures.
+
+    Args:
+      modes: names of MODES.
+      repeats: timed rounds.
+      report: told what is going on.
+      others: other programs' runs by name, timed in the same rounds.
 
     Returns:
       `machine`, `workload`, `peak_flops` (min, median, max), and a row a mode: compile_seconds,
       steps_per_second, images_per_second, evaluations_per_second, utilisation, peak_bytes, and
-      `times_unguided`, seconds over those of mode "none" in the same round.
+      `times_unguided`, seconds over those of mode "none" in the same round.  `seconds` has every
+      round of every mode and other program.
     """
     programs = {}
     for mode in modes:
@@ -291,7 +299,7 @@ def bench(
     dtype = getattr(work.network, "dtype", jnp.float32)
     product, product_flops = product_of(work.network, work.batch, dtype)
     runs = {mode: program.run for mode, program in programs.items()}
-    seconds = timed({**runs, "product": product}, repeats, report)
+    seconds = timed({**runs, **(others or {}), "product": product}, repeats, report)
     peak = product_flops / np.asarray(seconds.pop("product"))
     flops = counted_flops(work)
     rows = []
@@ -320,7 +328,13 @@ def bench(
     }
     if isinstance(work.network, DiT):
         about["flops_per_image_by_formula"] = dit_flops(work.network)
-    return {"machine": machine(), "workload": about, "peak_flops": spread(peak), "rows": rows}
+    return {
+        "machine": machine(),
+        "workload": about,
+        "peak_flops": spread(peak),
+        "rows": rows,
+        "seconds": seconds,
+    }
 
 
 def table(figures: Mapping[str, Any]) -> str:

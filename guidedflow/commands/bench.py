@@ -5,12 +5,13 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
 
-from guidedflow import benchmark
+from guidedflow import benchmark, benchmark_peers, benchmark_training
 from guidedflow.registry import choose
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -46,6 +47,13 @@ def parser() -> Parser:
         "--dtype", help="float32 or bfloat16 (default: what the device is fast in)"
     )
     options.add_argument("--attention", default="auto", help="auto, xla, cudnn or cpu")
+    options.add_argument(
+        "--against",
+        help="other programs on the same weights, of torch,torch-compile,diffusers; in a checkout "
+        "with guidedflow[peers]",
+    )
+    options.add_argument("--training", action="store_true", help="time the training step too")
+    options.add_argument("--accumulate", type=int, default=1, help="its micro-batches (default 1)")
     options.add_argument("--out", help="folder for bench.json and bench.png")
     return options
 
@@ -125,6 +133,55 @@ def write(figures: dict[str, Any], folder: Path) -> None:
     picture(figures, folder / "bench.png")
 
 
+def against_mode(modes: list[str]) -> str:
+    """Return the guided way that other programs are compared with: the first that guides always.
+
+    Raises:
+      ValueError: there is none.
+    """
+    for mode in modes:
+        if mode in ("vmapped", "concatenated", "sequential"):
+            return mode
+    raise ValueError("--against needs vmapped, concatenated or sequential in --modes")
+
+
+def peers_of(
+    work: benchmark.Workload, names: list[str], modes: list[str], report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Return other programs by name, each of them held to our output first."""
+    if not names:
+        return {}
+    mode, known = against_mode(modes), benchmark_peers.load().PEERS
+    peers = {}
+    for name in names:
+        peers[name] = choose("program", name, known)(work)
+        far = benchmark_peers.distance(work, mode, peers[name], name)
+        report(f"{name}: {far:.1e} from our guided velocity")
+    return peers
+
+
+def train(
+    work: benchmark.Workload,
+    names: list[str],
+    options: argparse.Namespace,
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """Measure and print the training step, beside the programs that have one."""
+    known = benchmark_peers.load().TRAINING if names else {}
+    rate = benchmark_training.LEARNING_RATE
+    others = {name: known[name](work, rate) for name in names if name in known}
+    figures = benchmark_training.bench_training(
+        work, options.repeats, report, others, options.accumulate
+    )
+    print("\n" + benchmark_training.line(figures))
+    figures["against"] = {
+        name: benchmark_peers.ratios(figures["seconds"], "training", name) for name in others
+    }
+    if others:
+        print("\n" + benchmark_peers.lines(figures["against"]))
+    return figures
+
+
 def main(arguments: list[str]) -> int:
     """Run the benchmark.
 
@@ -132,7 +189,7 @@ def main(arguments: list[str]) -> int:
       ValueError: an option is unknown, not a number, or out of range.
     """
     options = parser().parse_args(arguments)
-    for name in ("batch", "steps", "repeats"):
+    for name in ("batch", "steps", "repeats", "accumulate"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
     choose("solver", options.solver, benchmark.SOLVERS)
@@ -145,8 +202,19 @@ def main(arguments: list[str]) -> int:
     def report(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    figures = benchmark.bench(work, modes, options.repeats, report)
+    names = options.against.split(",") if options.against else []
+    peers = peers_of(work, names, modes, report)
+    runs = {name: peer.run for name, peer in peers.items()}
+    figures = benchmark.bench(work, modes, options.repeats, report, runs)
     print(benchmark.table(figures))
+    if names:
+        figures["against"] = {
+            name: benchmark_peers.ratios(figures["seconds"], against_mode(modes), name)
+            for name in names
+        }
+        print("\n" + benchmark_peers.lines(figures["against"]))
+    if options.training:
+        figures["training"] = train(work, names, options, report)
     if options.out:
         write(figures, Path(options.out))
         print(f"\nwritten: {options.out}/bench.json and {options.out}/bench.png")
