@@ -27,11 +27,12 @@ environment = \
 	  "$$found" -m venv --clear $(1); \
 	fi
 
-.PHONY: help demo test lint test-peers torture experiments bench clean
+.PHONY: help demo test contracts lint test-peers torture experiments bench clean
 
 help:
 	@echo "make demo         train on digits, sample, judge: under 5 minutes on 2 cores"
 	@echo "make test         the tests; ARGS='-k guidance' chooses, JOBS=4 takes more processes"
+	@echo "make contracts    every sampler with every guidance; make test takes a third of the pairs"
 	@echo "make lint         the linter and the type checker"
 	@echo "make test-peers   the tests, with what they compare against installed"
 	@echo "make torture      kill a run at 20 random moments and compare it with an unbroken one"
@@ -54,6 +55,9 @@ demo: $(READY)
 
 test: $(READY)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist=loadfile $(ARGS)
+
+contracts: $(READY)
+	@ALL_PAIRS=1 $(BIN)/python -m pytest -n $(JOBS) tests/test_contracts.py $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check .
@@ -79,7 +83,7 @@ experiments: $(READY)
 	done
 
 bench: $(READY)
-	@$(GUIDEDFLOW) bench $(ARGS)
+	@$(GUIDEDFLOW) bench --preset=DiT-S/2 $(ARGS)
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,5 +1,6 @@
 """Four CPU host devices, strict rank promotion; set before anything touches JAX."""
 
+import itertools
 import os
 
 # Virtual CPU devices can deadlock on few cores when the thread pool is sized from the core count.
@@ -15,6 +16,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -22,3 +24,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_make_parametrize_id(config, val, argname):
     """Name a function by its name: its address differs between the processes of pytest-xdist."""
     return getattr(val, "__name__", type(val).__name__) if callable(val) else None
+
+
+modules = itertools.count(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_let_go():
+    """Keep a process of the whole suite within about 2 GiB: it compiles some thousand programs."""
+    yield
+    if next(modules) % 8 == 0:
+        jax.clear_caches()

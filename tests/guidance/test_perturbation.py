@@ -86,12 +86,12 @@ def test_the_transformer_is_its_own_disturbed_network(perturbation):
     network = DiT(**options)
     x = jax.random.normal(jax.random.key(1), (2, 4, 4, 1))
     t, label = jnp.full(2, 0.5), jnp.asarray([0, 2])
-    params = network.init(jax.random.key(2), x, t, label)
+    params = jax.jit(network.init)(jax.random.key(2), x, t, label)
     # A fresh transformer is the zero function, of which no disturbance shows.
     params = jax.tree.map(lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), params)
 
     def model(**more):
-        return lambda x, t, c: DiT(**options, **more).apply(params, x, t, c)
+        return jax.jit(lambda x, t, c: DiT(**options, **more).apply(params, x, t, c))
 
     disturbed = model(perturb_blocks=(1,), perturbation=perturbation)
     nothing = model(perturb_blocks=(), perturbation=perturbation)
