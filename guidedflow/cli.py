@@ -53,10 +53,12 @@ def _trim(folder: Path) -> None:
 
 def explain(error: BaseException) -> str | None:
     """Return one line for an error that is the user's to mend, None for any other."""
-    if isinstance(error, ValueError | OSError | FloatingPointError):
-        return " ".join(str(error).split())
     if "RESOURCE_EXHAUSTED" in str(error):
         return "out of device memory: take a smaller batch, config.accumulate, or fsdp"
+    # Exactly these two are raised here, by the adaptive solver; their subclasses are Python's and JAX's.
+    ours = type(error) in (ImportError, RuntimeError)
+    if ours or isinstance(error, ValueError | OSError | FloatingPointError):
+        return " ".join(str(error).split())
     return None
 
 

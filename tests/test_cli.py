@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from guidedflow import cli
@@ -170,3 +171,13 @@ def test_the_cache_keeps_to_its_size(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "CACHE_BYTES", 25)
     cli._trim(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["middle", "new"]
+
+
+def test_an_adaptive_solver_that_gives_up_is_one_line():
+    assert (
+        cli.explain(RuntimeError("2 of 4 examples did not\nreach"))
+        == "2 of 4 examples did not reach"
+    )
+    assert cli.explain(ImportError("adaptive steps need diffrax")) == "adaptive steps need diffrax"
+    assert cli.explain(ModuleNotFoundError("a fault of ours")) is None
+    assert cli.explain(jax.errors.JaxRuntimeError("INTERNAL")) is None
