@@ -58,7 +58,8 @@ def test_ratios_within_one_run(work):
     figures = benchmark.bench(work, ["none", "vmapped", "outside"], repeats=9)
     ratio = {row["mode"]: row["times_unguided"] for row in figures["rows"]}
     assert ratio["none"]["median"] == 1
-    assert ratio["outside"]["min"] < ratio["vmapped"]["median"]
+    # About 1 against about 2; a second branch outside the interval would make them equal.
+    assert ratio["outside"]["median"] < 0.75 * ratio["vmapped"]["median"]
     assert figures["peak_flops"]["min"] > 0
     assert figures["workload"]["parameters"] > 0
 

@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 import jax.numpy as jnp
 
 from guidedflow import benchmark, benchmark_peers, benchmark_training
+from guidedflow.files import replacing
 from guidedflow.registry import choose
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -118,18 +118,16 @@ def picture(figures: dict[str, Any], file: Path) -> None:
         f"{figures['machine']['processor']}",
         fontsize=9,
     )
-    temporary = file.with_name(f".{file.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=120)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
     pyplot.close(figure)
-    os.replace(temporary, file)
 
 
 def write(figures: dict[str, Any], folder: Path) -> None:
     """Write bench.json and bench.png into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".bench.json.tmp"
-    temporary.write_text(json.dumps(figures, indent=2) + "\n")
-    os.replace(temporary, folder / "bench.json")
+    with replacing(folder / "bench.json") as temporary:
+        temporary.write_text(json.dumps(figures, indent=2) + "\n")
     picture(figures, folder / "bench.png")
 
 
