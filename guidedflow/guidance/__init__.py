@@ -20,6 +20,7 @@ from guidedflow.guidance.projections import (
     tangential,
 )
 from guidedflow.guidance.renoising import plus_plus
+from guidedflow.guidance.reuse import reuse
 from guidedflow.guidance.schedules import (
     cosine,
     interval,
@@ -56,6 +57,7 @@ __all__ = [
     "power",
     "projected",
     "rescale",
+    "reuse",
     "sequential",
     "sigma_interval",
     "stepwise",
