@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -39,7 +39,7 @@ ON_DEVICE = 8
 class Shared(loop.Run):
     """A run whose step is compiled once for all rounds."""
 
-    programs: dict[int, Any] = {}
+    programs: ClassVar[dict[int, Any]] = {}
 
     def _compile(self, key: jax.Array) -> Any:
         if id(self.task) not in self.programs:
