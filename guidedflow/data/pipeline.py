@@ -10,13 +10,16 @@ import functools
 import operator
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
 from guidedflow.data.dataset import Batch, Dataset
 from guidedflow.data.draws import coins, hash64, permutation
+
+if TYPE_CHECKING:
+    import grain
 
 Transform = Callable[
     [Float[np.ndarray, "n h w c"], UInt64[np.ndarray, "n"]], Float[np.ndarray, "n h w c"]
@@ -101,7 +104,7 @@ class Batches:
       local: rows of this process: process p holds rows [p * local, (p + 1) * local).
     """
 
-    blocks: grain.MapDataset
+    blocks: "grain.MapDataset"
     batch: int
     local: int
     process_index: int
@@ -163,5 +166,8 @@ def pipeline(
     order = _Order(int(seed), dataset.length, shuffle)
     # Whole blocks of positions go down the pipeline, so that each batch costs one gather and not
     # `local` Python calls.
+    # A sampling job loads this module and never comes here.
+    import grain
+
     blocks = grain.MapDataset.source(_Positions(local)).map(_Read(dataset, order, transform))
     return Batches(blocks, int(batch), local, int(process_index))

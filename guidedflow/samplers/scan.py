@@ -136,6 +136,8 @@ def _run(static: _Static, arrays: list, noise: Array, ts: Array, cond: Cond, key
         x, state, memory = carry
         t, s, index = times
 
+        # Compiled into the step; by itself it is traced once for all evaluations of a step.
+        @jax.jit
         def at(x: Array, time: Array) -> tuple[Evaluation, PyTree]:
             batched = jnp.broadcast_to(time, x.shape[:1])
             return evaluate(model, state, x.astype(noise.dtype), batched, cond, t)

@@ -57,6 +57,7 @@ def _words(leaf: Array) -> UInt32[Array, "*d"]:
     return lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
 
 
+@jax.jit  # traced once for all leaves of one shape, which a deep network has many of
 def _hash(leaf: Array) -> UInt32[Array, ""]:
     """h = sum_i mix(word_i ^ mix(i)) mod 2^32: any one changed word changes h."""
     words = _words(leaf)
