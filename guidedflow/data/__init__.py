@@ -1,7 +1,7 @@
 """Data sets as numbered examples, and batches of them as a function of (seed, step)."""
 
 from guidedflow.data.dataset import Batch, Dataset
-from guidedflow.data.latents import write_latents
+from guidedflow.data.latent_files import write_latents
 from guidedflow.data.pipeline import Batches, pipeline, random_flip
 from guidedflow.data.prefetch import Prefetch, prefetch
 from guidedflow.data.sources import default_data_dir, load, prepare

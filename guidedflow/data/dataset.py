@@ -13,6 +13,7 @@ from guidedflow.data.draws import hash64
 
 Indices = Int[np.ndarray, "n"]
 Draws = UInt64[np.ndarray, "n"]
+Decoder = Callable[[Float[np.ndarray, "n h w c"]], Float[np.ndarray, "n H W C"]]
 Decode = Callable[[Shaped[np.ndarray, "n h w k"], Draws], Float[np.ndarray, "n h w c"]]
 
 
@@ -56,6 +57,7 @@ class Dataset:
         name, version, split, length and image_shape.
       class_names: one name a class, or empty.
       decode: stored form to float32, given one 64-bit draw an example.
+      decoder: of latents: what a model of this set draws, to images; None where it draws images.
     """
 
     source: Source
@@ -64,6 +66,11 @@ class Dataset:
     identity: Mapping[str, object]
     class_names: tuple[str, ...] = ()
     decode: Decode = decode_pixels
+    decoder: Decoder | None = None
+
+    def pictures(self, drawn: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n H W C"]:
+        """Return images, in [-1, 1], of what a model of this set draws; latents of no decoder stay."""
+        return drawn if self.decoder is None else self.decoder(drawn)
 
     @property
     def length(self) -> int:
