@@ -12,6 +12,7 @@ from guidedflow.registry import choose
 # Subcommand to its module, imported only when it is asked for.
 COMMANDS = {
     "prepare": "guidedflow.commands.prepare",
+    "encode": "guidedflow.commands.encode",
     "train": "guidedflow.commands.train",
     "sample": "guidedflow.commands.sample",
     "evaluate": "guidedflow.commands.evaluate",
