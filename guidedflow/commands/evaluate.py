@@ -73,6 +73,7 @@ def main(arguments: list[str]) -> int:
                 progress=progress,
                 **helpers,
             )
+        images = trained.task.dataset.pictures(images)
         scores.append(judge.score(to_uint8(images) / 127.5 - 1, labels))
         shown.append(images[: trained.task.dataset.num_classes])
     report = Report(given.scales, tuple(scores), judge.floor, settings(given, trained))
@@ -88,13 +89,18 @@ def main(arguments: list[str]) -> int:
 def make_judge(task: Task) -> Judge:
     """Return a judge that learned from the run's training images and measures to the held-out ones.
 
+    Of a run on latents these are decoded, as what it draws is.
+
     Raises:
       ValueError: the config names no held-out images.
     """
     if task.held_out is None:
         raise ValueError("evaluation needs held-out images: set config.dataset.held_out to a split")
-    train, held_out = task.dataset.take(), task.held_out.take()
-    return Judge((train["image"], train["label"]), (held_out["image"], held_out["label"]))
+    real = []
+    for dataset in (task.dataset, task.held_out):
+        batch = dataset.take()
+        real.append((dataset.pictures(batch["image"]), batch["label"]))
+    return Judge(*real)
 
 
 def settings(given: argparse.Namespace, trained: sampling.Trained) -> dict[str, object]:

@@ -4,7 +4,7 @@
     --seed=0 --out=grid.png
 
 A name that ends in .png gets a grid, one label a column; .npz gets `arr_0`, the images as uint8
-NHWC (latents as float32), and `labels`.
+NHWC (latents that no decoder was stored with as float32), and `labels`.
 """
 
 import argparse
@@ -74,6 +74,7 @@ def main(arguments: list[str]) -> int:
             f"{np.sum(~np.isfinite(images).all(axis=(1, 2, 3)))} of {labels.size} images are not "
             f"finite at scale {given.scale:g}; take a smaller scale or more steps"
         )
+    images = trained.task.dataset.pictures(images)
     write(given.out, images, labels, chosen, trained, method, given.seed)
     print(f"{labels.size} images in {time.monotonic() - begin:.1f} s: {given.out}")
     return 0

@@ -253,7 +253,8 @@ class Run:
             folder.mkdir(exist_ok=True)
             title = f"step {self.step}, w = {options.scale:g}, Heun, {options.steps} steps"
             path = folder / f"{self.step:08d}.png"
-            pictures.draw_grid(np.asarray(images), options.rows, title, path)
+            drawn = self.task.dataset.pictures(np.asarray(images))
+            pictures.draw_grid(drawn, options.rows, title, path)
         else:
             pictures.draw_accuracies(records, self.folder / "accuracy.png")
         pictures.draw_loss(records, self.folder / "loss.png")
