@@ -22,6 +22,7 @@ from guidedflow.commands.options import (
     method_options,
     numbers,
 )
+from guidedflow.data import Dataset
 from guidedflow.evaluation import Judge, Report, Scores, legend, plot, summary, table, to_json
 from guidedflow.files import check_writable, replacing
 from guidedflow.training.build import Task
@@ -96,11 +97,12 @@ def make_judge(task: Task) -> Judge:
     """
     if task.held_out is None:
         raise ValueError("evaluation needs held-out images: set config.dataset.held_out to a split")
-    real = []
-    for dataset in (task.dataset, task.held_out):
+
+    def real(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
         batch = dataset.take()
-        real.append((dataset.pictures(batch["image"]), batch["label"]))
-    return Judge(*real)
+        return dataset.pictures(batch["image"]), batch["label"]
+
+    return Judge(real(task.dataset), real(task.held_out))
 
 
 def settings(given: argparse.Namespace, trained: sampling.Trained) -> dict[str, object]:
