@@ -147,6 +147,11 @@ def build(config: ConfigDict, *, trains: bool = True) -> Task:
     kind = choose("task", config.task, KINDS)
     dataset = load_dataset(config, config.dataset.split)
     held_out = load_dataset(config, config.dataset.held_out) if config.dataset.held_out else None
+    if config.dataset.flip and dataset.decoder is not None:
+        raise ValueError(
+            "config.dataset.flip mirrors pixels, and these are latents; mirror the pictures when they "
+            "are encoded, guidedflow encode --mirrored"
+        )
     network = named.network_for(config, dataset.image_shape, dataset.num_classes, kind.scalars)
     if kind.generates and isinstance(network, models.Classifier):
         raise ValueError(

@@ -122,6 +122,7 @@ SHAPES = {
     "mnist": ((28, 28, 1), 10),
     "cifar10": ((32, 32, 3), 10),
     "imagenet_resized/64x64": ((64, 64, 3), 1000),
+    "latents:data/digits": ((4, 4, 4), 10),
     "latents:data/imagenet256": ((32, 32, 4), 1000),
 }
 
