@@ -129,10 +129,7 @@ def encode(
     try:
         if _is_done(job):
             return True
-        for split in job.splits:
-            (job.working / split).mkdir(parents=True, exist_ok=True)
-        _agree_on_recipe(job)
-        code = _shared_code(job)
+        code = _begin(job)
         for split, number in list(job.shards())[process_index::process_count]:
             _write_shard(job, code, split, number, batch, progress)
         return _complete(job)
@@ -163,23 +160,33 @@ def _publish(file: Path, write: Callable[[Path], object]) -> None:
         own.unlink(missing_ok=True)
 
 
-def _agree_on_recipe(job: Job) -> None:
-    file, wanted = job.working / RECIPE, job.whole_recipe()
-    _publish(file, lambda own: own.write_text(json.dumps(wanted, indent=1)))
-    found = json.loads(file.read_text())
+def _begin(job: Job) -> Code:
+    """Make the working folder or join those who have; return the code, fitted by whoever came first.
+
+    Nothing is on disk until the code is fitted, so that options that do not fit leave nothing behind.
+    """
+    recipe, file = job.working / RECIPE, job.working / DECODER
+    if recipe.exists():
+        _check_recipe(job, recipe)
+    # The first one's for all: bits may differ between machines.
+    fitted = None if file.exists() else job.fit(next(iter(job.splits.values())))
+    for split in job.splits:
+        (job.working / split).mkdir(parents=True, exist_ok=True)
+    _publish(recipe, _writes(json.dumps(job.whole_recipe(), indent=1)))
+    _check_recipe(job, recipe)
+    if fitted is not None:
+        _publish(file, fitted.save)
+    return load_code(file)
+
+
+def _check_recipe(job: Job, file: Path) -> None:
+    found, wanted = json.loads(file.read_text()), job.whole_recipe()
     for name in sorted({*found, *wanted}):
         if found.get(name) != wanted.get(name):
             raise ValueError(
                 f"{job.working} was begun with {name}={found.get(name)!r}, and this is "
                 f"{name}={wanted.get(name)!r}; take that again, or delete the folder"
             )
-
-
-def _shared_code(job: Job) -> Code:
-    """Return the code that whoever came first has fitted: bits may differ between machines."""
-    file = job.working / DECODER
-    _publish(file, lambda own: job.fit(next(iter(job.splits.values()))).save(own))
-    return load_code(file)
 
 
 def _said(job: Job, split: str, number: int) -> Path:

@@ -162,16 +162,24 @@ def test_the_same_job_again_does_nothing_and_another_is_refused(tmp_path):
 
 
 def test_a_job_does_not_go_on_with_another_recipe(tmp_path):
+    def stop(count):
+        raise Stopped
+
     splits = {"train": pictures(noise(9))}
-    fails = {"train": pictures(noise(9), bad=8)}
-    with pytest.raises(ValueError, match="cannot read picture 8"):
-        encode(job(tmp_path / "set", fails), batch=2)
-    assert not (tmp_path / "set").exists()
+    with pytest.raises(Stopped):
+        encode(job(tmp_path / "set", splits), progress=stop)
     with pytest.raises(
         ValueError, match="begun with patch=2, and this is patch=1; take that again"
     ):
         encode(job(tmp_path / "set", splits, patch=1))
+    assert not (tmp_path / "set").exists()
     assert encode(job(tmp_path / "set", splits))
+
+
+def test_a_picture_that_cannot_be_read_is_said(tmp_path):
+    with pytest.raises(ValueError, match="cannot read picture 8"):
+        encode(job(tmp_path / "set", {"train": pictures(noise(9), bad=8)}))
+    assert not (tmp_path / "set").exists()
 
 
 def test_a_folder_with_something_else_in_it_is_refused_and_an_empty_one_is_taken(tmp_path):
@@ -217,7 +225,7 @@ def test_a_full_disk_is_said_with_the_folder(tmp_path, monkeypatch):
 def test_options_that_do_not_fit_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         encode(job(tmp_path / "set", {"train": pictures(noise(9))}, **options))
-    assert not (tmp_path / "set").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_splits_and_processes_that_cannot_be_are_refused(tmp_path):
