@@ -84,21 +84,25 @@ def _cudnn(q: Array, k: Array, v: Array) -> Array:
 
 
 def _cpu(q: Array, k: Array, v: Array) -> Array:
-    rows = rearrange(q, "b n h d -> (b h) n d")
-    columns = rearrange(k, "b m h d -> (b h) d m")
-    values = rearrange(v, "b m h d -> (b h) m d")
-    return rearrange(_attend(rows, columns, values), "(b h) n d -> b n h d", h=q.shape[2])
+    rows, keys, values = (rearrange(part, "b n h d -> (b h) n d") for part in (_scaled(q), k, v))
+    return rearrange(_attend(rows, keys, values), "(b h) n d -> b n h d", h=q.shape[2])
+
+
+def _scaled(q: Array) -> Array:
+    # Once on n·d queries, not on n·m logits, where XLA's CPU compiler also reads the constant from
+    # memory, written out to the size of the logits.
+    return q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
 
 
 def _attend_rows(
-    q: Float[Array, "r n d"], k: Float[Array, "r d m"], v: Float[Array, "r m d"]
+    q: Float[Array, "r n d"], k: Float[Array, "r m d"], v: Float[Array, "r m d"]
 ) -> Float[Array, "r n d"]:
-    # Keys as columns and one batch axis are the layout that XLA's CPU product is fast on; dividing
-    # after the product with v touches n·d values and not n·m.
+    # One batch axis, nothing between the products but the exponential, and the division after the
+    # product with v: XLA's CPU compiler makes one kernel of it.
     dtype = jnp.promote_types(q.dtype, jnp.float32)
-    logits = jnp.matmul(q, k, preferred_element_type=dtype)
+    logits = jnp.matmul(q, jnp.swapaxes(k, 1, 2), preferred_element_type=dtype)
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    weights = jnp.exp((logits - largest) * q.shape[-1] ** -0.5)
+    weights = jnp.exp(logits - largest)
     total = weights.sum(axis=-1, keepdims=True)
     mixed = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=dtype)
     return (mixed / total).astype(q.dtype)
