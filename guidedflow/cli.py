@@ -54,7 +54,8 @@ def _trim(folder: Path) -> None:
 
 def explain(error: BaseException) -> str | None:
     """Return one line for an error that is the user's to mend, None for any other."""
-    if "RESOURCE_EXHAUSTED" in str(error):
+    # A disk that is full is said in this word too.
+    if "RESOURCE_EXHAUSTED" in str(error) and not isinstance(error, OSError):
         return "out of device memory: take a smaller batch, config.accumulate, or fsdp"
     # Exactly these two are raised here, by the adaptive solver; their subclasses are Python's and JAX's.
     ours = type(error) in (ImportError, RuntimeError)
@@ -103,6 +104,12 @@ def _leave_other_processes(code: int) -> None:
     this one."""
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1:
+        if code == 1:
+            print(
+                f"guidedflow: process {jax.process_index()} of {jax.process_count()} ends, and the job "
+                "with it; where the error above is one of the connection, another failed first",
+                file=sys.stderr,
+            )
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -7,6 +7,19 @@ from pathlib import Path
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in what goes wrong when it is written; a full disk alone says no name.
+
+    Raises:
+      OSError: the block raised one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name in `path`'s folder, which becomes `path` when the block ends well.
 
@@ -17,10 +30,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+        with naming(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -35,8 +47,6 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file")
     probe = path.with_name(f".{path.stem}.{os.getpid()}.probe")
-    try:
+    with naming(path):
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,7 +1,7 @@
 """Sampling jobs: a trained run's parameters and a list of labels in, images out.
 
-A job runs in chunks of one compiled program; image i depends on the seed and on i, not on how large
-a chunk is.
+A job runs in chunks of one compiled program, spread over all devices of all processes; image i depends
+on the seed and on i, not on how large a chunk is.
 """
 
 import functools
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -93,6 +94,8 @@ def sample(
 ) -> Float[np.ndarray, "n h w c"]:
     """Draw one image a label, in chunks spread over all devices.
 
+    Of several processes each makes the same call, draws its share and returns all images.
+
     Args:
       trained: from `load`.
       labels: classes, n in all.
@@ -121,9 +124,21 @@ def sample(
     chunks = []
     for first in range(0, labels.size, size):
         indices = np.minimum(np.arange(first, first + size, dtype=np.int32), labels.size - 1)
-        numbers, cond = (jax.device_put(part, shared) for part in (indices, labels[indices]))
+        numbers, cond = (_spread(part, shared) for part in (indices, labels[indices]))
         keys, noise = _start(key, numbers, task.dataset.image_shape, task.path)
         images = SOLVERS[method.solver](model, noise, jnp.asarray(ts), cond, keys, task.path)
-        chunks.append(np.asarray(images)[: labels.size - first])
+        chunks.append(_gathered(images)[: labels.size - first])
         progress(len(chunks[-1]))
     return np.concatenate(chunks)
+
+
+def _spread(whole: np.ndarray, sharding: NamedSharding) -> Array:
+    """Put onto all devices what every process holds the whole of."""
+    return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
+
+
+def _gathered(images: Array) -> np.ndarray:
+    """Bring the images of all processes to each of them."""
+    if jax.process_count() == 1:
+        return np.asarray(images)
+    return np.asarray(multihost_utils.process_allgather(images, tiled=True))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import jax
 import pytest
 
 from guidedflow import cli
-from guidedflow.training.checkpoint import steps_in
+from guidedflow.training import integrity, workdir
+from guidedflow.training.checkpoint import SaveError, path_of, steps_in
 
 ROOT = Path(__file__).parents[1]
 DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
@@ -126,6 +128,34 @@ def test_a_mistake_is_one_line_and_leaves_nothing(name, capsys, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+def test_a_workdir_in_use_is_one_line(trained, capsys):
+    with workdir.locked(trained[0] / "run"):
+        line = fails(capsys, "train", DIGITS, f"--workdir={trained[0] / 'run'}", *SMALL, "--resume")
+    assert f"is in use by a live run (process {os.getpid()} on" in line
+
+
+def test_a_checkpoint_of_another_model_is_one_line(trained, capsys):
+    other = [field for field in SMALL if "depth" not in field] + ["--config.network.depth=2"]
+    line = fails(capsys, "train", DIGITS, f"--workdir={trained[0] / 'run'}", *other, "--resume")
+    assert "network.depth=1, this one has network.depth=2" in line
+    resolved = json.loads((trained[0] / "run" / "config.json").read_text())
+    assert resolved["network"]["depth"] == 1
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
+def test_a_checkpoint_of_a_newer_version_is_one_line(trained, tmp_path, capsys, command):
+    shutil.copytree(trained[0] / "run", tmp_path / "run")
+    newest = path_of(tmp_path / "run" / "checkpoints", 4)
+    record = json.loads((newest / "run.json").read_text())
+    (newest / "run.json").write_text(json.dumps({**record, "format": record["format"] + 1}))
+    (newest / "files.json").unlink()
+    integrity.commit(newest, newest)
+    arguments = {"train": [DIGITS, *SMALL, "--resume"], "sample": [f"--out={tmp_path / 'a.png'}"]}
+    line = fails(capsys, command, f"--workdir={tmp_path / 'run'}", *arguments.get(command, []))
+    assert "was written by a newer guidedflow (format 2, this one reads up to 1)" in line
+    assert steps_in(tmp_path / "run" / "checkpoints") == [2, 4]
+
+
 def test_an_existing_run_wants_resume(trained, capsys):
     line = fails(capsys, "train", DIGITS, f"--workdir={trained[0] / 'run'}", *SMALL)
     assert "already holds a run at step 4; add --resume" in line
@@ -171,6 +201,11 @@ def test_the_cache_keeps_to_its_size(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "CACHE_BYTES", 25)
     cli._trim(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["middle", "new"]
+
+
+def test_a_full_disk_is_not_taken_for_full_memory():
+    error = SaveError("cannot write checkpoint c: RESOURCE_EXHAUSTED: Failed writing")
+    assert cli.explain(error) == str(error)
 
 
 def test_an_adaptive_solver_that_gives_up_is_one_line():

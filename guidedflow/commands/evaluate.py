@@ -4,7 +4,8 @@
 
 Prints a table; writes scores.json, scores.png and grid.png to WORKDIR/evaluation. The classifier that
 judges learned from the real training images alone. Every scale gets the same noise and as many images
-of each class; images are rounded to 8 bits before they are judged.
+of each class; images are rounded to 8 bits before they are judged. On several hosts: the same command on
+each, with --distributed or the three flags of `guidedflow train`; process 0 judges and writes.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from guidedflow.commands.options import (
     Progress,
     helpers_of,
     integer,
+    join_processes,
     method_of,
     method_options,
     numbers,
@@ -25,6 +27,7 @@ from guidedflow.commands.options import (
 from guidedflow.data import Dataset
 from guidedflow.evaluation import Judge, Report, Scores, legend, plot, summary, table, to_json
 from guidedflow.files import check_writable, replacing
+from guidedflow.training import processes
 from guidedflow.training.build import Task
 from guidedflow.training.pictures import draw_grid, save_figure, to_uint8
 
@@ -53,13 +56,16 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Judge, write three files, and say what came out."""
     given = parser().parse_args(arguments)
+    say = join_processes(given)
     methods = [method_of(given, scale) for scale in given.scales]
-    trained = sampling.load(given.workdir, ema=given.ema)
-    helpers = helpers_of(given, trained)
+    trained = sampling.load(given.workdir, ema=given.ema, say=say)
+    helpers = helpers_of(given, trained, say)
     folder = given.out or given.workdir / "evaluation"
-    folder.mkdir(parents=True, exist_ok=True)
-    check_writable(folder / "scores.json")
-    judge = make_judge(trained.task)
+    judge = None
+    if processes.is_lead():
+        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder / "scores.json")
+        judge = make_judge(trained.task)
     labels = np.arange(given.images, dtype=np.int32) % trained.task.dataset.num_classes
     shown: list[np.ndarray] = []
     scores: list[Scores] = []
@@ -75,16 +81,24 @@ def main(arguments: list[str]) -> int:
                 **helpers,
             )
         images = trained.task.dataset.pictures(images)
-        scores.append(judge.score(to_uint8(images) / 127.5 - 1, labels))
-        shown.append(images[: trained.task.dataset.num_classes])
-    report = Report(given.scales, tuple(scores), judge.floor, settings(given, trained))
-    write(folder, report, np.concatenate(shown), trained.task)
+        if judge is not None:
+            scores.append(judge.score(to_uint8(images) / 127.5 - 1, labels))
+            shown.append(images[: trained.task.dataset.num_classes])
+    if judge is not None:
+        report = Report(given.scales, tuple(scores), judge.floor, settings(given, trained))
+        write(folder, report, np.concatenate(shown), trained.task)
+        show(report, folder)
+    processes.barrier("the scores are written")
+    return 0
+
+
+def show(report: Report, folder: Path) -> None:
+    """Print the table, what it means, and where it is."""
     print(table(report))
     print(legend())
     for line in summary(report):
         print(line)
     print(f"scores and pictures: {folder}/scores.json scores.png grid.png")
-    return 0
 
 
 def make_judge(task: Task) -> Judge:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from guidedflow import sampling
 from guidedflow.methods import GRIDS, GUIDANCE, SOLVERS, WEAKER, Method
+from guidedflow.training import processes
 from guidedflow.types import check_number
 
 # Seconds between plain lines where there is no terminal.
@@ -93,6 +94,30 @@ def method_options(options: argparse.ArgumentParser, steps: int) -> None:
         default=True,
         help="averaged parameters, or the newest",
     )
+    options.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the cluster's processes, or by these three:",
+    )
+    options.add_argument("--coordinator", help="host:port of process 0")
+    options.add_argument("--process_count", type=integer(1), help="processes in all")
+    options.add_argument("--process_index", type=integer(0), help="this process, from 0")
+
+
+def join_processes(given: argparse.Namespace) -> Callable[..., None]:
+    """Join the other processes that the options name; return `print`, silent but in process 0.
+
+    Raises:
+      ValueError: the options do not go together, or name no cluster.
+    """
+    processes.join(
+        given.coordinator,
+        given.process_count,
+        given.process_index,
+        cluster=given.distributed,
+        saves=False,
+    )
+    return print if processes.is_lead() else lambda *line: None
 
 
 def method_of(given: argparse.Namespace, scale: float) -> Method:
@@ -121,29 +146,33 @@ def method_of(given: argparse.Namespace, scale: float) -> Method:
 
 
 def helpers_of(
-    given: argparse.Namespace, trained: sampling.Trained
+    given: argparse.Namespace, trained: sampling.Trained, say: Callable[..., None] = print
 ) -> dict[str, sampling.Trained | None]:
     """Return the other runs that the options name, as `sampling.sample` takes them.
 
     Raises:
       ValueError: one is missing, or does not fit the run that is sampled.
     """
-    weaker = sampling.load(given.reference, ema=given.ema) if given.reference else None
+    weaker = sampling.load(given.reference, ema=given.ema, say=say) if given.reference else None
     classifier = None
     if given.classifier:
-        classifier = sampling.load_classifier(given.classifier, trained, ema=given.ema)
+        classifier = sampling.load_classifier(given.classifier, trained, ema=given.ema, say=say)
     return {"weaker": weaker, "classifier": classifier}
 
 
 class Progress:
-    """Counts images: a bar on a terminal, elsewhere a line now and then for long jobs."""
+    """Counts images: a bar on a terminal, elsewhere a line now and then for long jobs.
+
+    Silent but in process 0.
+    """
 
     def __init__(self, total: int, label: str = "") -> None:
         self._total, self._label, self._done = total, label, 0
         self._begin = self._said = time.monotonic()
+        self._pause = _PAUSE if processes.is_lead() else float("inf")
         self._bar = (
             tqdm(total=total, desc=label or None, unit="image", dynamic_ncols=True)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and processes.is_lead()
             else None
         )
 
@@ -153,7 +182,7 @@ class Progress:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(count)
-        elif now - self._said > _PAUSE and self._done < self._total:
+        elif now - self._said > self._pause and self._done < self._total:
             self._said = now
             left = (now - self._begin) / self._done * (self._total - self._done)
             line = f"{self._label} {self._done}/{self._total} images, {left:.0f} s left"

@@ -4,7 +4,9 @@
     --seed=0 --out=grid.png
 
 A name that ends in .png gets a grid, one label a column; .npz gets `arr_0`, the images as uint8
-NHWC (latents that no decoder was stored with as float32), and `labels`.
+NHWC (latents that no decoder was stored with as float32), and `labels`. On several hosts: the same
+command on each, with --distributed or the three flags of `guidedflow train`; process 0 writes the
+file.
 """
 
 import argparse
@@ -21,12 +23,14 @@ from guidedflow.commands.options import (
     helpers_of,
     integer,
     integers,
+    join_processes,
     method_of,
     method_options,
     number,
 )
 from guidedflow.files import check_writable, replacing
 from guidedflow.methods import Method
+from guidedflow.training import processes
 from guidedflow.training.pictures import draw_grid, to_uint8
 
 
@@ -51,12 +55,14 @@ def main(arguments: list[str]) -> int:
     given = parser().parse_args(arguments)
     if given.out.suffix not in (".png", ".npz"):
         raise ValueError(f"--out must end in .png or .npz, got {given.out}")
-    check_writable(given.out)
+    say = join_processes(given)
     method = method_of(given, given.scale)
-    trained = sampling.load(given.workdir, ema=given.ema)
+    if processes.is_lead():
+        check_writable(given.out)
+    trained = sampling.load(given.workdir, ema=given.ema, say=say)
     chosen = given.labels or list(range(trained.task.dataset.num_classes))
     trained.check_labels(chosen)
-    helpers = helpers_of(given, trained)
+    helpers = helpers_of(given, trained, say)
     labels = np.tile(np.asarray(chosen, np.int32), given.each)
     begin = time.monotonic()
     with Progress(labels.size) as progress:
@@ -75,8 +81,10 @@ def main(arguments: list[str]) -> int:
             f"finite at scale {given.scale:g}; take a smaller scale or more steps"
         )
     images = trained.task.dataset.pictures(images)
-    write(given.out, images, labels, chosen, trained, method, given.seed)
-    print(f"{labels.size} images in {time.monotonic() - begin:.1f} s: {given.out}")
+    if processes.is_lead():
+        write(given.out, images, labels, chosen, trained, method, given.seed)
+    processes.barrier("the images are written")
+    say(f"{labels.size} images in {time.monotonic() - begin:.1f} s: {given.out}")
     return 0
 
 

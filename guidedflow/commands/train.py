@@ -7,17 +7,17 @@ Open MPI, Cloud TPU, GKE), or with --coordinator=host:port --process_count=N --p
 """
 
 import importlib.util
+import logging
+import os
+import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from guidedflow.training import config as configs
-
-# Seconds until the others notice that a process has gone, and give up waiting for it at the end.
-_PATIENCE = 30
+from guidedflow.training import processes
 
 
 def load_config(file: Path) -> ConfigDict:
@@ -79,31 +79,26 @@ def parse(arguments: list[str]) -> flags.FlagValues:
     return values
 
 
-def join_processes(values: flags.FlagValues) -> None:
-    """Initialise JAX's distributed runtime where the flags ask for it.
+def _not_of_a_save(record: logging.LogRecord) -> bool:
+    return record.module != "future"
 
-    Raises:
-      ValueError: some of the three explicit flags are missing, or no cluster is found.
+
+def _say_failed_saves_once() -> None:
+    """Keep the traces of orbax's threads off the screen: a failed save ends the run with one line.
+
+    Each thread of the save logs its own, and writes that are under way report to an event loop that is
+    closed by then. GUIDEDFLOW_TRACEBACK=1 shows them.
     """
-    import jax
+    if os.environ.get("GUIDEDFLOW_TRACEBACK"):
+        return
+    logging.getLogger("absl").addFilter(_not_of_a_save)
+    before = sys.unraisablehook
 
-    explicit = [values.coordinator, values.process_count, values.process_index]
-    timeouts: dict[str, Any] = {
-        "heartbeat_timeout_seconds": _PATIENCE,
-        "shutdown_timeout_seconds": _PATIENCE,
-    }
-    if any(value is not None for value in explicit):
-        if any(value is None for value in explicit):
-            raise ValueError("--coordinator, --process_count and --process_index go together")
-        jax.distributed.initialize(*explicit, **timeouts)
-    elif values.distributed:
-        try:
-            jax.distributed.initialize(**timeouts)
-        except ValueError as error:
-            raise ValueError(
-                f"--distributed found no cluster ({error}); give --coordinator=host:port "
-                "--process_count=N --process_index=I instead"
-            ) from error
+    def hook(what: "sys.UnraisableHookArgs") -> None:
+        if str(what.exc_value) != "Event loop is closed":
+            before(what)
+
+    sys.unraisablehook = hook
 
 
 def main(arguments: list[str]) -> int:
@@ -114,7 +109,10 @@ def main(arguments: list[str]) -> int:
         print(configs.defaults())
         return 0
     values = parse(arguments)
-    join_processes(values)
+    _say_failed_saves_once()
+    processes.join(
+        values.coordinator, values.process_count, values.process_index, cluster=values.distributed
+    )
     from guidedflow.training.loop import train  # after the processes have joined
 
     train(values.config, Path(values.workdir), resume=values.resume)

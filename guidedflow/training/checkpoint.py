@@ -7,6 +7,8 @@ written as `.saving-00000120` and renamed when whole, so what bears a number is 
 
 import json
 import logging
+import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,10 +18,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from guidedflow.training import integrity
+from guidedflow.training import integrity, processes
 from guidedflow.training.state import TrainState, fingerprint, structure
 
 FORMAT = 1
@@ -163,15 +164,12 @@ def _load(path: Path, record: Record, abstract: TrainState, only: str | None) ->
 
 def _agree(problem: str | None) -> None:
     """Raise `Damaged` in every process when one of them has a problem."""
-    if jax.process_count() > 1:
-        bad = multihost_utils.process_allgather(np.int32(problem is not None))
-        problem = problem or ("another process found damage" if bad.any() else None)
-    if problem:
-        raise Damaged(problem)
+    if processes.any_of(problem is not None):
+        raise Damaged(problem or "another process found damage")
 
 
 def _verified(path: Path) -> Record:
-    _agree(integrity.damage(path) if jax.process_index() == 0 else None)
+    _agree(integrity.damage(path) if processes.is_lead() else None)
     return read_record(path)
 
 
@@ -199,7 +197,7 @@ def restore(
     Raises:
       ValueError: another identity, structure or a newer format; every checkpoint is damaged.
     """
-    steps = steps_in(folder)
+    steps = processes.as_lead_sees(steps_in(folder))
     for step in reversed(steps):
         path = path_of(folder, step)
         try:
@@ -210,20 +208,15 @@ def restore(
             check_structure(path, found, structure(abstract))
             return _load(path, record, abstract, only), record
         except Damaged as error:
-            _barrier(f"damaged-{step}")
+            processes.barrier(f"damaged-{step}")
             aside = ""
-            if repair and jax.process_index() == 0:
+            if repair and processes.is_lead():
                 aside = f"; set aside as {integrity.set_aside(path).name}"
-            _barrier(f"aside-{step}")
+            processes.barrier(f"aside-{step}")
             say(f"checkpoint {path} is damaged: {error}{aside}")
     if steps:
         raise ValueError(f"every checkpoint in {folder} is damaged ({len(steps)} of them)")
     return None
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 class Checkpointer:
@@ -236,11 +229,13 @@ class Checkpointer:
         self.folder, self.identity, self.config, self.keep = folder, identity, config, keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future | None = None
-        if jax.process_index() == 0:
+        if processes.is_lead():
             folder.mkdir(parents=True, exist_ok=True)
             for left in [*folder.glob(".saving-*"), *folder.glob(".deleting-*")]:
                 shutil.rmtree(left, ignore_errors=True)
-        _barrier("checkpoint folder")
+        processes.barrier("checkpoint folder")
+        # Not looked up again: while process 0 commits a step, the others would see it or not.
+        self._saved = set(processes.as_lead_sees(steps_in(folder)))
 
     def save(
         self,
@@ -248,7 +243,7 @@ class Checkpointer:
         metrics: dict[str, float] | None = None,
         pending: list[dict[str, float]] | None = None,
     ) -> None:
-        """Start saving; blocks only while the arrays are copied to the host.
+        """Start saving a step, once; blocks only while the arrays are copied to the host.
 
         Raises:
           SaveError: this save could not start, or the one before it failed.
@@ -256,15 +251,16 @@ class Checkpointer:
         self.wait()
         step = int(state.step)
         final, staging = path_of(self.folder, step), self.folder / f".saving-{step:08d}"
-        if final.exists():
+        if step in self._saved:
             return
+        self._saved.add(step)
         hashes = fingerprint(state)
         leaves = {name: (shape, hashes[name]) for name, shape in structure(state).items()}
         record = Record(step, self.identity, self.config, leaves, metrics or {}, pending or [])
         try:
-            if jax.process_index() == 0:
+            if processes.is_lead():
                 staging.mkdir(parents=True)
-            _barrier(f"staging-{step}")
+            processes.barrier(f"staging-{step}")
             response = ocp.save_async(staging / "state", state)
         except Exception as error:
             raise _save_error(final, error) from error
@@ -273,7 +269,7 @@ class Checkpointer:
     def _finish(self, response: ocp.AsyncResponse, record: Record, staging: Path, final: Path):
         try:
             response.result()
-            if jax.process_index() == 0:
+            if processes.is_lead():
                 (staging / "run.json").write_text(json.dumps(asdict(record)))
                 integrity.commit(staging, final)
                 self._forget()
@@ -310,7 +306,10 @@ class Checkpointer:
 
 
 def _save_error(path: Path, error: Exception) -> SaveError:
-    return SaveError(f"cannot write checkpoint {path}: {_first_line(error)}")
+    # Tensorstore's lines are long, and Python's have a number where a reader wants the reason.
+    code = re.search(r"os_error_code='(\d+)'|\[Errno (\d+)\]", str(error))
+    reason = os.strerror(int(code[1] or code[2])) if code else _first_line(error)
+    return SaveError(f"cannot write checkpoint {path}: {reason}")
 
 
 def _first_line(error: Exception) -> str:

@@ -17,12 +17,12 @@ from ml_collections import ConfigDict
 
 from guidedflow import data
 from guidedflow.training import config as configs
-from guidedflow.training import metrics, parallel, pictures, throughput, workdir
+from guidedflow.training import metrics, parallel, pictures, processes, throughput, workdir
 from guidedflow.training.batches import HeldOut, Numbered
 from guidedflow.training.build import Task, build
 from guidedflow.training.checkpoint import Checkpointer, Keep, Record, restore, steps_in
 from guidedflow.training.preemption import StopRequests
-from guidedflow.training.state import TrainState
+from guidedflow.training.state import TrainState, state_bytes
 
 # Steps whose results may be under way at once: enough that no device waits for Python, and few
 # enough that virtual CPU devices, which share one thread pool, cannot starve each other.
@@ -64,7 +64,7 @@ class Run:
 
     def __init__(self, task: Task, folder: Path, resume: bool, display: bool = True) -> None:
         self.task, self.folder, self.config = task, folder, task.config
-        self.lead = jax.process_index() == 0
+        self.lead = processes.is_lead()
         say = print if self.lead and display else (lambda line: None)
         checkpoints = workdir.checkpoints(folder)
         self.state, record = start_state(task, checkpoints, resume, say)
@@ -116,7 +116,7 @@ class Run:
             batches = stack.enter_context(self._input())
             key = jax.random.key(self.config.seed)
             compiled = self._compile(key)
-            self.meter = self._make_meter(compiled, batches)
+            self.meter = self._make_meter(batches)
             for step, batch in batches:
                 with self._profiled(step):
                     self.state, numbers = compiled(self.state, batch, key)
@@ -124,13 +124,18 @@ class Run:
                 if stops.at(self.step):
                     self._settle()
                     self._save()
-                    self.checkpointer.wait()
+                    self._finish()
                     self.display.say(f"stopped as asked, saved step {self.step}")
                     return Outcome(self.state, True)
                 if self.step == self.config.steps:
                     break
-            self.checkpointer.wait()
+            self._finish()
         return Outcome(self.state, False)
+
+    def _finish(self) -> None:
+        """Wait for the last save; no process leaves before process 0 has committed it."""
+        self.checkpointer.wait()
+        processes.barrier("the run has ended")
 
     def _input(self) -> data.Prefetch:
         options = self.config.input
@@ -149,16 +154,21 @@ class Run:
         batch = strategy.place_batch(Numbered(self.task.batches())[self.step])
         compiled = strategy.compile(self.task.step(), self.state, batch, key)
         count = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+        total = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
+        share = max(state_bytes(self.state, device) for device in jax.local_devices()) / total
         self.display.say(
-            f"{count:,} parameters on {jax.device_count()} {jax.devices()[0].platform} devices; "
+            f"{count:,} parameters on {jax.device_count()} {jax.devices()[0].platform} devices, "
+            f"{share:.1%} of the state's {total:,} bytes on each; "
             f"compiled in {time.perf_counter() - began:.1f} s"
         )
         return compiled
 
-    def _make_meter(self, compiled: Any, batches: data.Prefetch) -> throughput.Meter:
-        dtype = getattr(self.task.network, "dtype", jnp.float32)
-        peak = throughput.matmul_peak(dtype) if self.lead else 0.0
-        meter = throughput.Meter(self.config.batch, throughput.flops_of(compiled), peak)
+    def _make_meter(self, batches: data.Prefetch) -> throughput.Meter:
+        flops = peak = 0.0
+        if self.lead:  # the only one that writes clocks
+            flops = self.task.flops() / jax.device_count()
+            peak = throughput.matmul_peak(getattr(self.task.network, "dtype", jnp.float32))
+        meter = throughput.Meter(self.config.batch, flops, peak)
         meter.restart(batches.waited)
         return meter
 
@@ -218,7 +228,7 @@ class Run:
             saved = steps_in(workdir.checkpoints(self.folder))
             newest = f"the newest checkpoint is step {saved[-1]}" if saved else "nothing is saved"
             raise FloatingPointError(
-                f"loss or gradient is not finite at step {step}; {newest}; lower the learning "
+                f"loss, gradient or update is not finite at step {step}; {newest}; lower the learning "
                 "rate, or set config.nonfinite=skip to leave such updates out"
             )
 
@@ -285,9 +295,9 @@ def train(
     """
     task = build(config)  # first, so that a config that is no good leaves nothing behind
     with ExitStack() as stack:
-        if jax.process_index() == 0:
+        if processes.is_lead():
             stack.enter_context(workdir.locked(folder))
         run = Run(task, folder, resume, display)
-        if jax.process_index() == 0:
+        if processes.is_lead():
             workdir.write_config(folder, configs.resolved(config))
         return run.fit()

@@ -10,7 +10,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from guidedflow.files import replacing
+from guidedflow.files import naming, replacing
 
 Pending = list[dict[str, float]]
 
@@ -56,14 +56,16 @@ class JsonLines:
                 kept.append(line)
         with replacing(path) as temporary:
             temporary.write_text("".join(kept))
-        self._file = path.open("a")
+        self._path, self._file = path, path.open("a")
 
     def write(self, step: int, record: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **record}) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps({"step": step, **record}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with naming(self._path):  # a line that found no room is tried again
+            self._file.close()
 
 
 class TensorBoard:

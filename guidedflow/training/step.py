@@ -87,8 +87,8 @@ def make_step(
     """Build the training step.
 
     params <- params + optimizer(mean gradient),   ema <- d ema + (1 - d) params.
-    A loss or gradient that is not finite leaves params, ema and optimiser state as they were and
-    only the step is counted, so a poisoned update never reaches a checkpoint; whether the run goes
+    A loss, gradient or update that is not finite leaves params, ema and optimiser state as they were
+    and only the step is counted, so a poisoned update never reaches a checkpoint; whether the run goes
     on is the loop's affair. Randomness is fold_in(key, step), so a step depends on nothing but the
     state, the batch and the run's key.
 
@@ -114,10 +114,10 @@ def make_step(
         step_key = jax.random.fold_in(key, state.step)
         loss, grads = average(_gradient(loss_fn, state.params, batch, step_key, accumulate))
         grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        norms = loss, grad_norm, optax.tree.norm(params)
+        finite = jnp.isfinite(jnp.stack(norms)).all()
         decay = ema_decay(state.step)
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
         old = (state.params, state.ema, state.opt_state)

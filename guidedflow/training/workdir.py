@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from guidedflow.files import replacing
+from guidedflow.files import naming, replacing
 
 
 @contextmanager
@@ -24,16 +24,17 @@ def locked(workdir: Path) -> Iterator[None]:
       ValueError: another live process owns it.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "lock").open("a+") as file:
+    # Without a buffer, which on a full disk would fail once more when the file is closed.
+    with (workdir / "lock").open("ab+", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            owner = file.read().strip() or "another process"
+            owner = file.read().decode().strip() or "another process"
             raise ValueError(f"{workdir} is in use by a live run ({owner})") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with naming(workdir / "lock"):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
 
 

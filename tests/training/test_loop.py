@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from guidedflow.training import loop, metrics
+from guidedflow.training.batches import HeldOut
 from guidedflow.training.checkpoint import Keep, read_record, steps_in
 from guidedflow.training.loop import train
 from guidedflow.training.metrics import JsonLines, summarize
@@ -45,9 +46,12 @@ def test_a_run_stopped_twice_is_bit_identical_to_one_that_never_stopped(
     assert (folder / "metrics.jsonl").read_bytes() == whole[1]
 
 
-@pytest.mark.parametrize("strategy", ["pmap", "fsdp"])
-def test_a_checkpoint_goes_on_under_another_strategy(tiny, tmp_path, whole, monkeypatch, strategy):
+@pytest.mark.parametrize(("first", "strategy"), [("data", "pmap"), ("pmap", "fsdp")])
+def test_a_checkpoint_goes_on_under_another_strategy(
+    tiny, tmp_path, whole, monkeypatch, first, strategy
+):
     folder = tmp_path / "moved"
+    tiny.parallel.strategy = first
     stop_after(monkeypatch, 6)
     before = train(tiny, folder, display=False)
     monkeypatch.undo()
@@ -63,16 +67,23 @@ def test_a_checkpoint_goes_on_under_another_strategy(tiny, tmp_path, whole, monk
     jax.tree.map(close, jax.device_get(outcome.state.params), jax.device_get(whole[0].state.params))
 
 
-def test_sigterm_saves_within_a_step_and_counts_as_stopped(tiny, tmp_path, monkeypatch):
-    tiny.checkpoint.every = tiny.steps = 10**6
-    after = loop.Run._after_step
+@pytest.mark.parametrize("during", ["_collect", "_log", "_draw", "_save", "held_out"])
+def test_sigterm_saves_within_a_step_and_counts_as_stopped(tiny, tmp_path, monkeypatch, during):
+    """Wherever in the loop it comes, the step that is done is saved, and no other."""
+    tiny.checkpoint.every = 5 if during == "_save" else 10**6
+    tiny.steps, tiny.log.every, tiny.sample.rows, tiny.sample.steps = 1000, 5, 1, 2
+    tiny.held_out.every = tiny.sample.every = 5 if during in ("held_out", "_draw") else 0
+    owner, name = (HeldOut, "__call__") if during == "held_out" else (loop.Run, during)
+    interrupted = getattr(owner, name)
+    sent = []
 
-    def signal_at_five(self, *arguments):
-        after(self, *arguments)
-        if self.step == 5:
+    def with_sigterm(self, *arguments):
+        sent.append(during)
+        if len(sent) == (5 if during == "_collect" else 1):
             os.kill(os.getpid(), signal.SIGTERM)
+        return interrupted(self, *arguments)
 
-    monkeypatch.setattr(loop.Run, "_after_step", signal_at_five)
+    monkeypatch.setattr(owner, name, with_sigterm)
     handler = signal.getsignal(signal.SIGTERM)
     assert train(tiny, tmp_path, display=False).stopped
     assert steps_in(tmp_path / "checkpoints") == [5]

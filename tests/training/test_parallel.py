@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
 
 from guidedflow.training import parallel
+from guidedflow.training.checkpoint import Checkpointer, Keep, restore
 from guidedflow.training.state import TrainState, create, fingerprint, state_bytes, structure
 from guidedflow.training.step import ema_schedule, make_step
 
@@ -41,24 +44,29 @@ def batch_at(step):
     return {"x": x, "y": np.sin(x), "index": np.arange(BATCH, dtype=np.int32)}
 
 
-def train(strategy, steps=20, accumulate=1, learning_rate=1e-2):
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(learning_rate))
+ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
+
+
+def train(strategy, first=0, last=20, *, state=None, accumulate=1, optimizer=ADAM):
+    """Steps from `first` to `last`, from a fresh state or from one in its place."""
     step = make_step(
         loss_fn,
         optimizer,
         ema_decay=ema_schedule(0.99),
-        learning_rate=lambda _: learning_rate,
+        learning_rate=lambda _: 1e-2,
         accumulate=accumulate,
         axis_name=getattr(strategy, "axis_name", None),
     )
-    state = create(initial(), optimizer)
+    if state is None:
+        state = create(initial(), optimizer)
+        state = jax.device_put(state, strategy.shardings(state)) if strategy else state
     if strategy is None:
         compiled, place = jax.jit(step), lambda batch: batch
     else:
-        state, place = jax.device_put(state, strategy.shardings(state)), strategy.place_batch
+        place = strategy.place_batch
         compiled = strategy.compile(step, state, place(batch_at(0)), jax.random.key(0))
     losses = []
-    for i in range(steps):
+    for i in range(first, last):
         state, metrics = compiled(state, place(batch_at(i)), jax.random.key(0))
         losses.append(float(metrics["loss"]))
     return state, losses
@@ -85,10 +93,46 @@ def test_twenty_steps_equal_one_device(name, alone):
     jax.tree.map(close, jax.device_get(state), jax.device_get(alone[0]))
 
 
-@pytest.mark.parametrize("name", ["pmap", "fsdp"])
-def test_accumulated_steps_equal_whole_batches(name, alone):
-    _, losses = train(STRATEGIES[name](), steps=5, accumulate=2)
-    np.testing.assert_allclose(losses, alone[1][:5], rtol=1e-5)
+def gradient(strategy, accumulate=1):
+    """The gradient of the first step, by descending it with a step of 1."""
+    state, _ = train(strategy, last=1, accumulate=accumulate, optimizer=optax.sgd(1.0))
+    return jax.tree.map(lambda old, new: np.asarray(old - new), initial(), state.params)
+
+
+@pytest.fixture(scope="module")
+def gradient_alone():
+    """By `jax.grad` itself, with no step around it."""
+    key, batch = jax.random.fold_in(jax.random.key(0), 0), batch_at(0)
+    return jax.grad(lambda params: jnp.mean(loss_fn(params, batch, key)))(initial())
+
+
+@pytest.mark.parametrize(
+    ("name", "accumulate"), [*((name, 1) for name in STRATEGIES), ("pmap", 2), ("fsdp", 2)]
+)
+def test_the_gradient_is_that_of_one_device_and_the_whole_batch(name, accumulate, gradient_alone):
+    """Adam and clipping would hide a gradient that is the number of devices too large."""
+    got = gradient(STRATEGIES[name](), accumulate)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), got, gradient_alone)
+
+
+def on(devices):
+    """FSDP over the first few devices."""
+    grid = np.asarray(jax.devices()[:devices]).reshape(1, devices)
+    return parallel.Sharded(Mesh(grid, ("data", "fsdp")))
+
+
+def test_a_run_moves_from_one_device_to_four_to_two_and_from_pmap_to_fsdp(tmp_path, alone):
+    places = [on(1), on(4), on(2), parallel.Pmap(), parallel.fsdp()]
+    writer, state = Checkpointer(tmp_path, {}, {}, Keep(last=9)), None
+    for i, strategy in enumerate(places):
+        if i:
+            abstract = parallel.abstract_state(lambda key: create(initial(), ADAM), strategy)
+            before, (state, _) = fingerprint(state), restore(tmp_path, abstract)
+            assert fingerprint(state) == before
+        state, losses = train(strategy, 4 * i, 4 * i + 4, state=state)
+        np.testing.assert_allclose(losses, alone[1][4 * i : 4 * i + 4], rtol=1e-5)
+        writer.save(state)
+        writer.wait()
 
 
 def test_fsdp_holds_its_share_of_bytes(alone):

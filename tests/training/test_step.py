@@ -15,13 +15,13 @@ def quadratic(params, batch, key):
     return 0.5 * (params["w"] - batch["x"]) ** 2
 
 
-def build(loss_fn=quadratic, **overrides):
+def build(loss_fn=quadratic, rate=0.5, **overrides):
     options = {
         "ema_decay": ema_schedule(0.9, warm_up=False),
         "learning_rate": lambda _: 0.5,
         **overrides,
     }
-    optimizer = optax.sgd(0.5)
+    optimizer = optax.sgd(rate)
     state = create({"w": jnp.float32(4.0)}, optimizer)
     return state, jax.jit(make_step(loss_fn, optimizer, **options))
 
@@ -63,6 +63,16 @@ def test_a_loss_that_is_not_finite_changes_nothing_but_the_step(bad):
     assert float(state.params["w"]) == 4.0
     assert float(state.ema["w"]) == 4.0
     assert int(state.step) == 1
+
+
+def test_an_update_that_overflows_changes_nothing_but_the_step():
+    """Loss and gradient are finite here, and the parameters would not be."""
+    state, step = build(rate=3e38)
+    state, metrics = step(state, {"x": jnp.zeros(2)}, jax.random.key(0))
+    assert np.isfinite(metrics["loss"])
+    assert np.isfinite(metrics["grad_norm"])
+    assert float(metrics["finite"]) == 0.0
+    assert float(state.params["w"]) == float(state.ema["w"]) == 4.0
 
 
 def test_randomness_depends_on_the_key_and_the_step_only():

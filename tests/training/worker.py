@@ -1,9 +1,14 @@
 """One process of a run of the one-layer network, for tests that kill it or run several.
 
 python worker.py --workdir=… [any flag of guidedflow train]
+python worker.py sample --workdir=… --out=… then evaluate --workdir=…
+
+FAULT="kill 40", "raise 70", "term in evaluation 20" or "term in drawing 20" brings that to this process,
+after that step or while what is due at it runs.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,12 +19,59 @@ sys.path.insert(0, os.fspath(Path(__file__).parent))
 
 
 def main(arguments):
-    """Run `guidedflow train` on the tests' tiny config."""
+    """Run `guidedflow` on the tests' tiny config, one command after another."""
     import conftest
 
     conftest.PRESETS["one layer"] = (conftest.OneLayer, {})
     train.load_config = lambda file: conftest.tiny_config()
-    return cli.main(["train", "--config=tiny", "--resume", *arguments])
+    what, _, step = os.environ.get("FAULT", "").rpartition(" ")
+    if what:
+        prepare_fault(what, int(step))
+    if arguments[0].startswith("--"):
+        return cli.main(["train", "--config=tiny", "--resume", *arguments])
+    while "then" in arguments:
+        cut = arguments.index("then")
+        if code := cli.main(arguments[:cut]):
+            return code
+        arguments = arguments[cut + 1 :]
+    return cli.main(arguments)
+
+
+def prepare_fault(what, step):
+    """Wrap the part of the loop that the fault comes from."""
+    from guidedflow.training import batches, loop
+
+    if what in ("kill", "raise"):
+        after = loop.Run._after_step
+
+        def ending(run, *rest):
+            after(run, *rest)
+            if run.step == step and what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif run.step == step:
+                raise KeyError("a fault of this process alone")
+
+        loop.Run._after_step = ending
+    elif what == "term in drawing":
+        loop.Run._draw = after_sigterm(loop.Run._draw, lambda run: run.step == step)
+    elif what == "term in evaluation":
+        judge = batches.HeldOut.__call__
+        batches.HeldOut.__call__ = after_sigterm(
+            judge, lambda judge, state: int(state.step) == step
+        )
+    else:
+        raise ValueError(f"unknown fault {what!r}")
+
+
+def after_sigterm(function, due):
+    """Return `function`, with SIGTERM sent to this process where it begins and `due` says so."""
+
+    def wrapped(*arguments):
+        if due(*arguments):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*arguments)
+
+    return wrapped
 
 
 if __name__ == "__main__":
