@@ -14,6 +14,7 @@ from guidedflow import data, models, paths, predictions
 from guidedflow.registry import choose
 from guidedflow.training import named, parallel
 from guidedflow.training.config import check, identity
+from guidedflow.training.flops import counted
 from guidedflow.training.kinds import KINDS, Kind
 from guidedflow.training.state import TrainState, create
 from guidedflow.training.step import Batch, LossFn, Schedule, StepFn, ema_schedule, make_step
@@ -82,6 +83,30 @@ class Task:
         loss = {"held_out_loss": self.loss_fn(params, batch, key)}
         return {**loss, **self.kind.measures(self.network, self.path, params, batch, key)}
 
+    def flops(self) -> float:
+        """Return the operations of one step's matrix products, over the whole batch and all devices.
+
+        Forward and backward pass, without what a remat policy computes a second time: those are the
+        operations that model FLOP utilisation counts.
+        """
+        loss = self.loss_fn
+        plain = _plain(self.network)
+        if plain != self.network:
+            loss = self.kind.loss(self.config, plain, self.path, self.predicts, self.dataset)
+        key = jax.random.key(0)
+        state = jax.eval_shape(self.init, key)
+        rows = self.config.batch
+        batch = {
+            "image": jax.ShapeDtypeStruct((rows, *self.dataset.image_shape), jnp.float32),
+            "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
+            "index": jax.ShapeDtypeStruct((rows,), jnp.int32),
+        }
+
+        def mean(params: PyTree, batch: Batch) -> Array:
+            return jnp.mean(loss(params, batch, key))
+
+        return counted(jax.grad(mean), state.params, batch)
+
     def batches(self, dataset: data.Dataset | None = None) -> data.Batches:
         """Return this process's part of the batch of any step."""
         flip = self.config.dataset.flip and dataset is None
@@ -106,6 +131,16 @@ def init_state(
     x, t = jnp.zeros((1, *image_shape)), jnp.zeros(1)
     params = network.init(key, x, t, *inputs)["params"]
     return create(params, optimizer)
+
+
+def _plain(network: nn.Module) -> Any:
+    """Return the network so that each of its operations is seen once: nothing recomputed or fused."""
+    plain: Any = network
+    if getattr(plain, "remat", "none") != "none":
+        plain = plain.clone(remat="none")
+    if hasattr(plain, "attention") and jax.default_backend() != "cpu":
+        plain = plain.clone(attention="xla")
+    return plain
 
 
 def load_dataset(config: ConfigDict, split: str) -> data.Dataset:

@@ -7,16 +7,6 @@ import jax
 import jax.numpy as jnp
 
 
-def flops_of(compiled: Any) -> float:
-    """Floating-point operations of a compiled program on one device, by XLA's count; 0 if unknown."""
-    try:
-        cost = compiled.cost_analysis()
-    except (NotImplementedError, RuntimeError):
-        return 0.0
-    cost = cost[0] if isinstance(cost, list) else cost
-    return float((cost or {}).get("flops", 0.0))
-
-
 def matmul_peak(dtype: Any, size: int = 0, seconds: float = 0.2) -> float:
     """Measured FLOP/s of square matrix products on one device: what utilisation is relative to.
 
@@ -49,7 +39,7 @@ class Meter:
 
     Args:
       batch: images a step, over all devices.
-      flops: operations of one step on one device; 0 if unknown.
+      flops: operations of the model in one step on one device; 0 if unknown.
       peak: FLOP/s of one device; 0 leaves utilisation out.
     """
 

@@ -1,0 +1,60 @@
+"""Floating-point operations of a function, counted from what it traces to.
+
+XLA's own count takes the body of a loop once, so that a stack scanned over its layers or a step that
+accumulates would seem to do a fraction of its work.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+
+def counted(function: Callable[..., Any], *arguments: Any) -> float:
+    """Return the operations of the matrix products and convolutions in one call, 2 a multiply-add.
+
+    What lies between them, activations and normalisation, is left out, as is usual. A scan counts as
+    often as it runs, a branch as its costlier side, and a while loop, whose end is not known, once.
+
+    Args:
+      function: pure, traceable.
+      arguments: arrays, or `jax.ShapeDtypeStruct` in their place.
+    """
+    return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _of(jaxpr: Jaxpr) -> float:
+    return sum(map(_of_equation, jaxpr.eqns))
+
+
+def _of_equation(equation: JaxprEqn) -> float:
+    name, params = equation.primitive.name, equation.params
+    shapes: list[Any] = [getattr(v.aval, "shape", ()) for v in equation.invars]
+    made: Any = getattr(equation.outvars[0].aval, "shape", ()) if equation.outvars else ()
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        summed = math.prod(shapes[0][axis] for axis in contracted)
+        return 2.0 * summed * math.prod(made)
+    if name == "conv_general_dilated":
+        kernel = shapes[1]
+        each = math.prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]
+        # Of a dilated input the zeros between its values are no work.
+        each /= math.prod(params["lhs_dilation"])
+        return 2.0 * each * math.prod(made)
+    inner = [_of(jaxpr) for jaxpr in _inside(params.values())]
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _inside(values: Any) -> Iterator[Jaxpr]:
+    """Yield the programs among an equation's parameters."""
+    for value in values:
+        if isinstance(value, ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, Jaxpr):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _inside(value)
