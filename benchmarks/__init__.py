@@ -6,7 +6,7 @@ Not part of the package: these modules import PyTorch and diffusers.
 from collections.abc import Callable
 
 from guidedflow.benchmark import Workload
-from guidedflow.benchmark_peers import Peer
+from guidedflow.benchmark.peers import Peer
 
 from . import diffusers_dit, torch_dit
 

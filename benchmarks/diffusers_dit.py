@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 from torch import nn
 
 from guidedflow.benchmark import SCALE, Workload
-from guidedflow.benchmark_peers import Peer
+from guidedflow.benchmark.peers import Peer
 from guidedflow.models.dit import DiT
 from guidedflow.models.embeddings import grid_positions
 

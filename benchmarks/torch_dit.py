@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from guidedflow.benchmark import SCALE, Workload
-from guidedflow.benchmark_peers import Peer
+from guidedflow.benchmark.peers import Peer
 from guidedflow.models.dit import DiT
 from guidedflow.models.embeddings import grid_positions
 

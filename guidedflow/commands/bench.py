@@ -1,4 +1,4 @@
-"""`guidedflow bench`: sampler steps a second, guided and not, as a table, JSON and a picture."""
+"""`guidedflow bench`: sampler steps a second, guided and not, as a table, JSON and pictures."""
 
 import argparse
 import importlib.util
@@ -6,22 +6,18 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax.numpy as jnp
 
-from guidedflow import benchmark, benchmark_peers, benchmark_training
+from guidedflow import benchmark
+from guidedflow.benchmark import peers, training
+from guidedflow.commands import Parser
 from guidedflow.files import replacing
 from guidedflow.registry import choose
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+Report = Callable[[str], None]
 
 
 def parser() -> Parser:
@@ -35,6 +31,7 @@ def parser() -> Parser:
     options.add_argument("--preset", help="a network by name, as DiT-S/2; needs no data")
     options.add_argument("--config", help="or a config file, whose network and data set count")
     options.add_argument("--batch", type=int, default=8, help="images (default 8)")
+    options.add_argument("--batches", help="or several batches one after another, as 1,8,32")
     options.add_argument("--steps", type=int, default=50, help="solver steps (default 50)")
     options.add_argument("--repeats", type=int, default=5, help="timed rounds (default 5)")
     options.add_argument("--solver", default="euler", help="euler, midpoint, heun or rk4")
@@ -48,13 +45,30 @@ def parser() -> Parser:
     )
     options.add_argument("--attention", default="auto", help="auto, xla, cudnn or cpu")
     options.add_argument(
+        "--strategy",
+        default="one",
+        help=f"{', '.join(benchmark.STRATEGIES)}: one device (default), or training as in a config "
+        "and sampling with its batch spread over all devices",
+    )
+    options.add_argument("--mesh", default="0x1", help="data x fsdp of --strategy=mesh, as 4x2")
+    options.add_argument(
         "--against",
         help="other programs on the same weights, of torch,torch-compile,diffusers; in a checkout "
         "with guidedflow[peers]",
     )
     options.add_argument("--training", action="store_true", help="time the training step too")
     options.add_argument("--accumulate", type=int, default=1, help="its micro-batches (default 1)")
-    options.add_argument("--out", help="folder for bench.json and bench.png")
+    options.add_argument(
+        "--parts", action="store_true", help="time each part of the network too, compiled apart"
+    )
+    options.add_argument(
+        "--grow",
+        action="store_true",
+        help="instead, seconds of the first of --modes over batch, tokens, depth and steps",
+    )
+    options.add_argument(
+        "--out", help="folder for the figures as JSON and, with matplotlib, pictures"
+    )
     return options
 
 
@@ -94,41 +108,38 @@ def config_in(file: Path) -> Any:
     return module.get_config()
 
 
-def picture(figures: dict[str, Any], file: Path) -> None:
-    """Draw steps a second of every mode, with the least and the greatest, to a PNG."""
-    import matplotlib
+def whole_numbers(option: str, text: str, between: str) -> list[int]:
+    """Read whole numbers of at least 0 between separators.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = figures["rows"]
-    rates = [row["steps_per_second"] for row in rows]
-    middle = [rate["median"] for rate in rates]
-    error = [
-        [rate["median"] - rate["min"] for rate in rates],
-        [rate["max"] - rate["median"] for rate in rates],
-    ]
-    about = figures["workload"]
-    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
-    axes.barh([row["mode"] for row in rows], middle, xerr=error, color="#4477aa", capsize=3)
-    axes.invert_yaxis()
-    axes.set_xlabel("sampler steps per second (median, least and greatest)")
-    axes.set_title(
-        f"{about['parameters'] / 1e6:.1f} M parameters, batch {about['batch']}, {about['dtype']}, "
-        f"{figures['machine']['processor']}",
-        fontsize=9,
-    )
-    with replacing(file) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
+    Raises:
+      ValueError: something else.
+    """
+    parts = text.split(between)
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--{option} takes whole numbers with {between!r} between, got {text!r}")
+    return [int(part) for part in parts]
 
 
-def write(figures: dict[str, Any], folder: Path) -> None:
-    """Write bench.json and bench.png into `folder`."""
+def write(figures: Any, name: str, folder: Path, report: Report) -> None:
+    """Write NAME.json, and where matplotlib is installed its pictures, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "bench.json") as temporary:
+    with replacing(folder / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")
-    picture(figures, folder / "bench.png")
+    report(f"written: {folder / name}.json")
+    try:
+        from guidedflow.benchmark import pictures
+    except ImportError:
+        report("no pictures: matplotlib is not installed")
+        return
+    drawn: dict[str, tuple[Callable[[Any, Path], None], Any]]
+    drawn = {f"{name}.png": (pictures.growth if name == "growth" else pictures.rates, figures)}
+    if name == "batches":
+        drawn = {"batches.png": (pictures.batches, figures["sweep"])}
+    elif "parts" in figures:
+        drawn["parts.png"] = (pictures.parts, figures["parts"])
+    for file, (draw, what) in drawn.items():
+        draw(what, folder / file)
+        report(f"written: {folder / file}")
 
 
 def against_mode(modes: list[str]) -> str:
@@ -144,40 +155,91 @@ def against_mode(modes: list[str]) -> str:
 
 
 def peers_of(
-    work: benchmark.Workload, names: list[str], modes: list[str], report: Callable[[str], None]
+    work: benchmark.Workload, names: list[str], modes: list[str], report: Report
 ) -> dict[str, Any]:
     """Return other programs by name, each of them held to our output first."""
     if not names:
         return {}
-    mode, known = against_mode(modes), benchmark_peers.load().PEERS
-    peers = {}
+    mode, known = against_mode(modes), peers.load().PEERS
+    found = {}
     for name in names:
-        peers[name] = choose("program", name, known)(work)
-        far = benchmark_peers.distance(work, mode, peers[name], name)
+        found[name] = choose("program", name, known)(work)
+        far = peers.distance(work, mode, found[name], name)
         report(f"{name}: {far:.1e} from our guided velocity")
-    return peers
+    return found
 
 
 def train(
-    work: benchmark.Workload,
-    names: list[str],
-    options: argparse.Namespace,
-    report: Callable[[str], None],
+    work: benchmark.Workload, names: list[str], options: argparse.Namespace, report: Report
 ) -> dict[str, Any]:
     """Measure and print the training step, beside the programs that have one."""
-    known = benchmark_peers.load().TRAINING if names else {}
-    rate = benchmark_training.LEARNING_RATE
+    known = peers.load().TRAINING if names else {}
+    rate = training.LEARNING_RATE
     others = {name: known[name](work, rate) for name in names if name in known}
-    figures = benchmark_training.bench_training(
-        work, options.repeats, report, others, options.accumulate
+    strategy = benchmark.strategy_of(options.strategy, mesh_of(options))
+    figures = benchmark.bench_training(
+        work, options.repeats, report, others, options.accumulate, strategy
     )
-    print("\n" + benchmark_training.line(figures))
+    print("\n" + training.line(figures))
     figures["against"] = {
-        name: benchmark_peers.ratios(figures["seconds"], "training", name) for name in others
+        name: peers.ratios(figures["seconds"], "training", name) for name in others
     }
     if others:
-        print("\n" + benchmark_peers.lines(figures["against"]))
+        print("\n" + peers.lines(figures["against"]))
     return figures
+
+
+def mesh_of(options: argparse.Namespace) -> tuple[int, int]:
+    """Return the sizes of the mesh that the options give."""
+    sizes = whole_numbers("mesh", options.mesh, "x")
+    if len(sizes) != 2:
+        raise ValueError(f"--mesh takes data x fsdp, as 4x2, got {options.mesh!r}")
+    return sizes[0], sizes[1]
+
+
+def measure(network: Any, batch: int, options: argparse.Namespace, report: Report) -> dict:
+    """Measure one batch: sampling, other programs beside it, training, parts; print and return it."""
+    modes = options.modes.split(",")
+    plain = benchmark.make_workload(network, batch, options.steps, options.solver)
+    work = plain if options.strategy == "one" else benchmark.over_devices(plain)
+    names = options.against.split(",") if options.against else []
+    found = peers_of(work, names, modes, report)
+    runs = {name: peer.run for name, peer in found.items()}
+    figures = benchmark.bench(work, modes, options.repeats, report, runs)
+    print(benchmark.table(figures))
+    if names:
+        figures["against"] = {
+            name: peers.ratios(figures["seconds"], against_mode(modes), name) for name in names
+        }
+        print("\n" + peers.lines(figures["against"]))
+    if options.training:
+        figures["training"] = train(plain, names, options, report)
+    if options.parts:
+        figures["parts"] = benchmark.bench_parts(plain, options.repeats, report)
+        print("\n" + benchmark.parts_table(figures["parts"]))
+    return figures
+
+
+def check(options: argparse.Namespace) -> list[int]:
+    """Return the batches to measure.
+
+    Raises:
+      ValueError: an option is unknown or out of range.
+    """
+    for name in ("batch", "steps", "repeats", "accumulate"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    choose("solver", options.solver, benchmark.SOLVERS)
+    choose("strategy", options.strategy, dict.fromkeys(benchmark.STRATEGIES))
+    mesh_of(options)
+    for mode in options.modes.split(","):
+        choose("mode", mode, benchmark.MODES)
+    if options.batches is None:
+        return [options.batch]
+    sizes = whole_numbers("batches", options.batches, ",")
+    if min(sizes) < 1:
+        raise ValueError(f"--batches must be at least 1, got {options.batches}")
+    return sizes
 
 
 def main(arguments: list[str]) -> int:
@@ -187,33 +249,22 @@ def main(arguments: list[str]) -> int:
       ValueError: an option is unknown, not a number, or out of range.
     """
     options = parser().parse_args(arguments)
-    for name in ("batch", "steps", "repeats", "accumulate"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
-    choose("solver", options.solver, benchmark.SOLVERS)
-    modes = options.modes.split(",")
-    for mode in modes:
-        choose("mode", mode, benchmark.MODES)
+    sizes = check(options)
     network = network_of(options)
-    work = benchmark.make_workload(network, options.batch, options.steps, options.solver)
 
     def report(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    names = options.against.split(",") if options.against else []
-    peers = peers_of(work, names, modes, report)
-    runs = {name: peer.run for name, peer in peers.items()}
-    figures = benchmark.bench(work, modes, options.repeats, report, runs)
-    print(benchmark.table(figures))
-    if names:
-        figures["against"] = {
-            name: benchmark_peers.ratios(figures["seconds"], against_mode(modes), name)
-            for name in names
-        }
-        print("\n" + benchmark_peers.lines(figures["against"]))
-    if options.training:
-        figures["training"] = train(work, names, options, report)
+    if options.grow:
+        mode = options.modes.split(",")[0]
+        grown = benchmark.bench_growth(
+            network, options.batch, options.steps, options.solver, mode, options.repeats, report
+        )
+        print(benchmark.growth_table(grown))
+        name, figures = "growth", grown
+    else:
+        sweep = [measure(network, size, options, report) for size in sizes]
+        name, figures = ("batches", {"sweep": sweep}) if options.batches else ("bench", sweep[0])
     if options.out:
-        write(figures, Path(options.out))
-        print(f"\nwritten: {options.out}/bench.json and {options.out}/bench.png")
+        write(figures, name, Path(options.out), report)
     return 0

@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from guidedflow import benchmark, benchmark_peers, models
+from guidedflow import benchmark, models
+from guidedflow.benchmark import peers as benchmark_peers
 from guidedflow.cli import main
 
 

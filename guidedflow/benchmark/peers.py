@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from guidedflow.benchmark import MODES, Apply, Workload, spread
+from guidedflow.benchmark.timing import spread
+from guidedflow.benchmark.workload import MODES, Apply, Workload
 from guidedflow.models.grouping import for_device
 
 
@@ -40,7 +41,7 @@ def load() -> Any:
     Raises:
       ValueError: this is no checkout, or what the other programs need is not installed.
     """
-    folder = Path(__file__).parents[1] / "benchmarks"
+    folder = Path(__file__).parents[2] / "benchmarks"
     name = "guidedflow_benchmarks"
     if name in sys.modules:
         return sys.modules[name]

@@ -1,0 +1,59 @@
+"""How many guided sampler steps a second a device gives, and at what fraction of its peak.
+
+Every way of sampling is compiled ahead of time, and then all of them, and the matrix product that
+stands for the device's peak, are timed in turn, A B C A B C: what disturbs the machine disturbs them
+alike, and ratios are taken round by round. Needs the core and Flax, no data and no config library;
+pictures need matplotlib.
+"""
+
+from guidedflow.benchmark.counting import (
+    counted_flops,
+    dit_flops,
+    evaluations,
+    network_flops,
+    product_of,
+)
+from guidedflow.benchmark.growth import bench_growth, growth_table
+from guidedflow.benchmark.parts import bench_parts, parts_table
+from guidedflow.benchmark.sampling import Program, bench, compile_mode, table
+from guidedflow.benchmark.timing import machine, program_bytes, spread, timed
+from guidedflow.benchmark.training import STRATEGIES, bench_training, strategy_of
+from guidedflow.benchmark.workload import (
+    MODES,
+    SCALE,
+    SOLVERS,
+    Apply,
+    Workload,
+    make_workload,
+    over_devices,
+)
+
+__all__ = [
+    "MODES",
+    "SCALE",
+    "SOLVERS",
+    "STRATEGIES",
+    "Apply",
+    "Program",
+    "Workload",
+    "bench",
+    "bench_growth",
+    "bench_parts",
+    "bench_training",
+    "compile_mode",
+    "counted_flops",
+    "dit_flops",
+    "evaluations",
+    "growth_table",
+    "machine",
+    "make_workload",
+    "network_flops",
+    "over_devices",
+    "parts_table",
+    "product_of",
+    "program_bytes",
+    "spread",
+    "strategy_of",
+    "table",
+    "timed",
+]

@@ -1,0 +1,111 @@
+"""Operations of a network, by the compiler's count and by the closed formula, and a device's peak."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from guidedflow.benchmark.workload import EVERY, SOLVERS, Apply, Workload
+from guidedflow.models.dit import DiT
+from guidedflow.models.grouping import CPU_ROWS
+
+# What the two counts may differ by: softmax, normalisation and activations are in one of them alone.
+AGREE = 0.1
+
+
+def dit_flops(network: DiT) -> float:
+    """Return the floating-point operations of one DiT evaluation of one image, 2 a multiply-add.
+
+    Each block: 2 n d (3 d + d + 2 m d) for the products of n tokens of width d, 4 n^2 d for
+    attention, 12 d^2 for the modulation; the embedders and the final layer around them. Softmax,
+    normalisation and activations are left out, as is usual.
+    """
+    n, d = network.grid[0] * network.grid[1], network.width
+    hidden = round(network.mlp_ratio * d)
+    values = network.patch**2 * network.channels
+    block = 2 * n * d * (4 * d + 2 * hidden) + 4 * n * n * d + 12 * d * d
+    ends = 2 * n * values * d * (3 if network.double_channels else 2) + 4 * d * d
+    return float(network.depth * block + ends + 2 * (256 * d + d * d))
+
+
+def counted_flops(work: Workload) -> float:
+    """Return XLA's count of the operations of one unguided evaluation of the whole batch."""
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        (work.params, work.noise, jnp.zeros(work.batch), work.labels),
+    )
+    cost = jax.jit(Apply(work.network)).lower(*shapes).cost_analysis() or {}
+    return float(cost.get("flops", 0.0))
+
+
+def network_flops(work: Workload) -> tuple[float, dict[str, float | str]]:
+    """Return the operations of one evaluation of the batch, and where the number is from.
+
+    The compiler's count, held against the formula for a DiT. It does not see into fused attention or
+    the turns of a loop over layers: where the two are more than a tenth apart the formula counts.
+    """
+    counted = counted_flops(work)
+    about: dict[str, float | str] = {"flops_per_image_by_compiler": counted / work.batch}
+    if not isinstance(work.network, DiT):
+        return counted, about | {"flops_from": "the compiled program"}
+    formula = dit_flops(work.network)
+    about["flops_per_image_by_formula"] = formula
+    if abs(counted / (formula * work.batch) - 1) <= AGREE:
+        return counted, about | {"flops_from": "the compiled program, as the formula says"}
+    return formula * work.batch, about | {
+        "flops_from": "the formula; the compiler counts otherwise"
+    }
+
+
+def guided_steps(starts: np.ndarray, mode: str) -> int:
+    """Return how many of the steps that begin at these times evaluate a second branch."""
+    if mode in ("none", "outside"):
+        return 0
+    if mode == "interval":
+        return int(((starts >= 0.25) & (starts <= 0.75)).sum())
+    if mode == "reuse":
+        # The line's two differences, and one more every EVERY steps.
+        return min(2, len(starts)) + max(0, len(starts) - 2) // EVERY
+    return len(starts)
+
+
+def evaluations(work: Workload, mode: str) -> float:
+    """Return the evaluations of the whole batch that one run of this mode takes."""
+    _, each = SOLVERS[work.solver]
+    starts = np.asarray(work.ts[:-1])
+    return float(each * (len(starts) + guided_steps(starts, mode)))
+
+
+def product_of(network: nn.Module, batch: int, dtype: Any) -> tuple[Callable[[], None], float]:
+    """Return a run of matrix products of the network's own MLP shape, and its operations.
+
+    The shape is that of both branches' tokens times the widest kernel: the products that most of the
+    network's time goes to, with nothing around them.
+    """
+    rows = 2 * batch * network.grid[0] * network.grid[1]
+    if jax.default_backend() == "cpu":
+        # Sampling takes a batch in turns of this many rows, whose product is faster than a large
+        # one's: against the large one utilisation came out above 1.
+        rows = min(rows, CPU_ROWS)
+    width = network.width
+    hidden = round(network.mlp_ratio * width)
+    # A product that the call itself outlasts would measure the call.
+    rows *= max(1, round(1e8 / (2.0 * rows * width * hidden)))
+    keys = jax.random.split(jax.random.key(0))
+    a = jax.random.normal(keys[0], (rows, width), dtype)
+    b = jax.random.normal(keys[1], (width, hidden), dtype)
+    product = jax.jit(jnp.matmul)
+    one = 2.0 * rows * width * hidden
+    # Long enough for the clock: about what a twentieth of a second of 200 GFLOP/s holds on a CPU.
+    target = 1e10 if jax.default_backend() == "cpu" else 2e13
+    count = max(1, round(target / one))
+
+    def run() -> None:
+        for _ in range(count):
+            result = product(a, b)
+        result.block_until_ready()
+
+    return run, one * count

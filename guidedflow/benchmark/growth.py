@@ -1,0 +1,124 @@
+"""How cost grows: seconds of one job over batch, tokens, depth and steps, with a line and a limit."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+
+from guidedflow.benchmark.counting import evaluations, network_flops, product_of
+from guidedflow.benchmark.sampling import compile_mode, description
+from guidedflow.benchmark.timing import machine, spread, timed
+from guidedflow.benchmark.workload import Workload, make_workload
+from guidedflow.models.dit import DiT
+
+# What is varied, as a multiple of the job that is asked for.
+FACTORS = (0.25, 0.5, 1.0, 1.5, 2.0)
+QUANTITIES = ("batch", "tokens", "depth", "steps")
+
+
+def sized(network: DiT, tokens: int) -> nn.Module:
+    """Return the network for the square image whose side gives about that many tokens."""
+    side = max(1, round(tokens**0.5))
+    return network.clone(image_size=network.patch * side)
+
+
+def jobs(
+    network: DiT, batch: int, steps: int, solver: str, factors: tuple[float, ...] = FACTORS
+) -> dict[str, list[tuple[int, Workload]]]:
+    """Return, for each quantity, its values and their jobs; the others stay as asked for.
+
+    Raises:
+      ValueError: the network is no DiT, whose depth and tokens can be changed.
+    """
+    if not isinstance(network, DiT):
+        raise ValueError(f"--grow takes a DiT, got a {type(network).__name__}")
+
+    def values(middle: int) -> list[int]:
+        return sorted({max(1, round(middle * factor)) for factor in factors})
+
+    def job(network: nn.Module, batch: int, steps: int) -> Workload:
+        return make_workload(network, batch, steps, solver)
+
+    n = network.grid[0] * network.grid[1]
+    nets = {net.grid[0] * net.grid[1]: net for net in (sized(network, v) for v in values(n))}
+    return {
+        "batch": [(v, job(network, v, steps)) for v in values(batch)],
+        "tokens": [(v, job(net, batch, steps)) for v, net in sorted(nets.items())],
+        "depth": [(v, job(network.clone(depth=v), batch, steps)) for v in values(network.depth)],
+        "steps": [(v, job(network, batch, v)) for v in values(steps)],
+    }
+
+
+def fitted(values: list[int], seconds: list[float], degree: int = 1) -> dict[str, Any]:
+    """Return the least-squares polynomial, highest power first, and the share of variance it takes."""
+    coefficients = np.polyfit(values, seconds, min(degree, len(values) - 1))
+    left = np.asarray(seconds) - np.polyval(coefficients, values)
+    total = np.asarray(seconds) - np.mean(seconds)
+    share = 1 - float(left @ left) / max(float(total @ total), 1e-30)
+    return {"coefficients": [float(c) for c in coefficients], "r_squared": share}
+
+
+def bench_growth(
+    network: DiT,
+    batch: int,
+    steps: int,
+    solver: str,
+    mode: str,
+    repeats: int,
+    report: Callable[[str], None],
+    factors: tuple[float, ...] = FACTORS,
+) -> dict[str, Any]:
+    """Measure one way of guiding over each quantity, all jobs in turn with the device's peak.
+
+    Returns:
+      `machine`, `workload` (the job in the middle), `mode`, `peak_flops`, and for each quantity its
+      `values`, `seconds` (min, median, max), `limit`, the seconds that the operations take at the peak,
+      and `fit`: a line, and for tokens a parabola, since attention grows with their square.
+    """
+    runs, limits = {}, {}
+    varied = jobs(network, batch, steps, solver, factors)
+    for quantity, points in varied.items():
+        for value, work in points:
+            report(f"compiling {quantity} {value}")
+            name = f"{quantity} {value}"
+            runs[name] = compile_mode(work, mode).run
+            limits[name] = evaluations(work, mode) * network_flops(work)[0]
+    middle = make_workload(network, batch, steps, solver)
+    product, operations = product_of(network, batch, network.dtype)
+    seconds = timed({**runs, "product": product}, repeats, report)
+    peak = spread(operations / np.asarray(seconds.pop("product")))
+    grown = {}
+    for quantity, points in varied.items():
+        values = [value for value, _ in points]
+        taken = [spread(seconds[f"{quantity} {value}"]) for value in values]
+        grown[quantity] = {
+            "values": values,
+            "seconds": taken,
+            "limit": [limits[f"{quantity} {value}"] / peak["median"] for value in values],
+            "fit": fitted(
+                values, [one["median"] for one in taken], 2 if quantity == "tokens" else 1
+            ),
+        }
+    return {
+        "machine": machine(),
+        "workload": description(middle),
+        "mode": mode,
+        "peak_flops": peak,
+        "growth": grown,
+    }
+
+
+def growth_table(figures: Mapping[str, Any]) -> str:
+    """Return the fitted lines as text, with how much of the limit is reached at either end."""
+    lines = []
+    for quantity, one in figures["growth"].items():
+        terms = [f"{c:.3g}" for c in one["fit"]["coefficients"]]
+        powers = [f" {quantity}^{p}" if p > 1 else f" {quantity}" if p else "" for p in range(3)]
+        line = " + ".join(term + powers[len(terms) - 1 - i] for i, term in enumerate(terms))
+        ends = [one["limit"][i] / one["seconds"][i]["median"] for i in (0, -1)]
+        lines.append(
+            f"seconds over {quantity} ({one['values'][0]} .. {one['values'][-1]}): {line}, "
+            f"R² {one['fit']['r_squared']:.4f}; {ends[0]:.0%} .. {ends[1]:.0%} of the peak"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,201 @@
+"""Where an evaluation's time goes: every part of a DiT compiled apart, at the network's own shapes.
+
+A part is repeated as often as the network has it, one after another, each time with its own
+parameters. What the whole network takes beyond the sum is what parts cost each other: activations
+that leave the caches between them; where it takes less, the compiler fuses across them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.tree_util import Partial
+from jaxtyping import Array, PyTree
+
+from guidedflow.benchmark.counting import product_of
+from guidedflow.benchmark.sampling import description
+from guidedflow.benchmark.timing import machine, spread, timed
+from guidedflow.benchmark.workload import Apply, Workload
+from guidedflow.models.attention import attention
+from guidedflow.models.conditioning import embed_condition
+from guidedflow.models.dit import DiT
+from guidedflow.models.embeddings import grid_positions
+from guidedflow.models.grouping import for_device
+from guidedflow.models.layers import MLP, Dense, modulate, normalize, patchify, unpatchify
+
+
+def _attention(net: DiT, x: Array, c: Array) -> Array:
+    heads = x.reshape(*x.shape[:2], net.heads, -1)
+    return attention(heads, heads, heads, net.attention).reshape(x.shape)
+
+
+def _projections(net: DiT, x: Array, c: Array) -> Array:
+    q, k, v = jnp.split(Dense(3 * net.width, dtype=net.dtype)(x), 3, axis=-1)
+    return Dense(net.width, dtype=net.dtype)(q + k + v)
+
+
+def _mlp(net: DiT, x: Array, c: Array) -> Array:
+    return MLP(round(net.mlp_ratio * net.width), dtype=net.dtype)(x)
+
+
+def _modulation(net: DiT, x: Array, c: Array) -> Array:
+    six = Dense(6 * net.width, dtype=net.dtype)(nn.silu(c))
+    return jnp.sum(six.reshape(*c.shape[:-1], 6, -1), axis=-2)
+
+
+def _normalisation(net: DiT, x: Array, c: Array) -> Array:
+    for _ in range(2):
+        x = x + c[:, None, :] * modulate(normalize(x), c, c).astype(net.dtype)
+    return x
+
+
+# Parts that every block has, by name: (network, tokens, condition) -> tokens or condition.
+BLOCK: Mapping[str, Callable[[DiT, Array, Array], Array]] = {
+    "attention": _attention,
+    "attention's projections": _projections,
+    "MLP": _mlp,
+    "modulation": _modulation,
+    "normalisation and gates": _normalisation,
+}
+
+
+class Repeated(nn.Module):
+    """One part of a block, once for every block of the network."""
+
+    source: DiT
+    part: str
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, c: Array) -> Array:
+        for _ in range(self.source.depth):
+            out = BLOCK[self.part](self.source, x, c)
+            x, c = (out, c) if out.ndim == 3 else (x, out)
+        return c if self.part == "modulation" else x
+
+
+class Embedding(nn.Module):
+    """Patches, positions, time and label: everything before the blocks."""
+
+    source: DiT
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, labels: Array) -> Array:
+        net = self.source
+        tokens = Dense(net.width, dtype=net.dtype)(patchify(x, net.patch))
+        tokens += jnp.asarray(grid_positions(net.grid, net.width), net.dtype)[None]
+        c = embed_condition(
+            t, labels, net.width, net.num_classes, net.scalars, net.time_scale, net.dtype
+        )
+        return tokens + c[:, None, :]
+
+
+class Final(nn.Module):
+    """The last modulation, normalisation and product, and the picture put together."""
+
+    source: DiT
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, c: Array) -> Array:
+        net = self.source
+        shift, scale = jnp.split(Dense(2 * net.width, dtype=net.dtype)(nn.silu(c)), 2, axis=-1)
+        values = net.patch**2 * net.channels * (2 if net.double_channels else 1)
+        inner = modulate(normalize(x), shift, scale).astype(net.dtype)
+        return unpatchify(Dense(values, dtype=net.dtype)(inner), net.patch, net.grid)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    module: nn.Module
+
+    def __call__(self, params: PyTree, x: Array, t: Array, cond: Array) -> Array:
+        out: Any = self.module.apply({"params": params}, x, t, cond)
+        return out
+
+
+def _run_of(model: Callable, params: PyTree, inputs: tuple, times: int, network: DiT) -> Any:
+    """Compile one evaluation of the batch and return a run of `times` of them."""
+
+    def evaluate(params: PyTree, *inputs: Array) -> Array:
+        return for_device(Partial(model, params), network)(*inputs)
+
+    compiled = jax.jit(evaluate).lower(params, *inputs).compile()
+
+    def run() -> None:
+        for _ in range(times):
+            out = compiled(params, *inputs)
+        out.block_until_ready()
+
+    return run
+
+
+def part_runs(work: Workload, times: int) -> dict[str, Callable[[], None]]:
+    """Return a run of `times` evaluations of the whole network, "whole", and of each of its parts.
+
+    Raises:
+      ValueError: the network is no unscanned DiT.
+    """
+    net = work.network
+    if not isinstance(net, DiT) or net.scalars:
+        raise ValueError(f"the parts of a DiT with labels are known, not of a {type(net).__name__}")
+    keys = jax.random.split(jax.random.key(1), 3)
+    n = net.grid[0] * net.grid[1]
+    x = jax.random.normal(keys[0], (work.batch, n, net.width), net.dtype)
+    c = 0.1 * jax.random.normal(keys[1], (work.batch, net.width), net.dtype)
+    t = jnp.full(work.batch, 0.5)
+    image = (work.noise, t, work.labels)
+    runs = {"whole": _run_of(Apply(net), work.params, image, times, net)}
+    parts: dict[str, tuple[nn.Module, tuple]] = {
+        name: (Repeated(net, name), (x, t, c)) for name in BLOCK
+    }
+    parts |= {"embedding": (Embedding(net), image), "final layer": (Final(net), (x, t, c))}
+    for name, (module, inputs) in parts.items():
+        variables = jax.jit(module.init)(keys[2], *inputs)
+        runs[name] = _run_of(_Call(module), variables.get("params", {}), inputs, times, net)
+    return runs
+
+
+def bench_parts(
+    work: Workload, repeats: int, report: Callable[[str], None], times: int = 0
+) -> dict[str, Any]:
+    """Return milliseconds of one unguided evaluation of the batch, and of each of its parts.
+
+    Args:
+      times: evaluations a round; 0 takes as many as last about a twentieth of a second.
+    """
+    report("compiling the parts")
+    if not times:
+        probe = part_runs(work, 1)["whole"]
+        once = min(timed({"probe": probe}, 2, lambda line: None)["probe"])
+        times = max(1, round(0.05 / once))
+    runs = part_runs(work, times)
+    dtype = getattr(work.network, "dtype", jnp.float32)
+    product, operations = product_of(work.network, work.batch, dtype)
+    seconds = timed({**runs, "product": product}, repeats, report)
+    peak = operations / np.asarray(seconds.pop("product"))
+    each = {name: spread(1e3 * np.asarray(taken) / times) for name, taken in seconds.items()}
+    whole = each.pop("whole")
+    return {
+        "machine": machine(),
+        "workload": description(work),
+        "peak_flops": spread(peak),
+        "milliseconds": each,
+        "whole": whole,
+        "rest": whole["median"] - sum(one["median"] for one in each.values()),
+    }
+
+
+def parts_table(figures: Mapping[str, Any]) -> str:
+    """Return the figures of `bench_parts` as text."""
+    whole = figures["whole"]["median"]
+    lines = [f"{'part, all blocks together':28} {'ms an evaluation':>24} {'share':>7}"]
+    for name, one in [*figures["milliseconds"].items(), ("whole", figures["whole"])]:
+        three = f"{one['median']:.3g} ({one['min']:.3g} .. {one['max']:.3g})"
+        lines.append(f"{name:28} {three:>24} {one['median'] / whole:7.0%}")
+    lines.append(
+        f"{'whole less the sum':28} {figures['rest']:>24.3g} {figures['rest'] / whole:7.0%}"
+    )
+    return "\n".join(lines)

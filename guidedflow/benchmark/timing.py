@@ -1,0 +1,100 @@
+"""Clocks, memory, and what a figure must be read with."""
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+import guidedflow
+
+
+def timed(
+    runs: Mapping[str, Callable[[], None]], repeats: int, report: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """Return seconds of each run, `repeats` of them, taken in turn after one warm-up round."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for index in range(repeats + 1):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            if index:
+                seconds[name].append(time.perf_counter() - began)
+        report(f"round {index} of {repeats}" if index else "warm")
+    return seconds
+
+
+def spread(values: list[float] | np.ndarray) -> dict[str, float]:
+    """Return the least, the median and the greatest."""
+    return {
+        "min": float(np.min(values)),
+        "median": float(np.median(values)),
+        "max": float(np.max(values)),
+    }
+
+
+def program_bytes(compiled: Any) -> int:
+    """Return the bytes that a compiled program holds at once on one device, by XLA's account.
+
+    Arguments + outputs + temporaries, less what outputs share with donated arguments; 0 where XLA
+    keeps no account.
+    """
+    try:
+        account = compiled.memory_analysis()
+    except (NotImplementedError, RuntimeError):
+        return 0
+    fields = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+    held = sum(int(getattr(account, field, 0)) for field in fields)
+    return held - int(getattr(account, "alias_size_in_bytes", 0))
+
+
+def device_peak() -> int:
+    """Return the most bytes that the first device has held since the start; 0 if it does not count."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return int(stats.get("peak_bytes_in_use", 0))
+
+
+def peak_memory(run: Callable[[], None], compiled_bytes: int) -> dict[str, Any]:
+    """Run once, and return the peak memory of it and who says so.
+
+    A device's own peak never falls, so it is this run's where it rises during the run; elsewhere, and
+    on CPUs, which do not count, the compiled program's account stands.
+    """
+    before = device_peak()
+    run()
+    after = device_peak()
+    if after > before:
+        return {"bytes": after, "from": "the device's count"}
+    return {
+        "bytes": compiled_bytes,
+        "from": "the compiled program: arguments, outputs, temporaries",
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Return what a figure must be read with: device, versions, date."""
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "processor": processor(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "guidedflow": guidedflow.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def processor() -> str:
+    """Return the processor's name where the system tells, else its architecture."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,200 @@
+"""How many training steps a second a device gives: flow matching, AdamW and the moving average."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, PyTree
+
+from guidedflow import losses, paths
+from guidedflow.benchmark.counting import network_flops, product_of
+from guidedflow.benchmark.timing import peak_memory, program_bytes, spread, timed
+from guidedflow.benchmark.workload import Apply, Workload
+
+LEARNING_RATE = 1e-4
+STRATEGIES = ("one", "auto", "pmap", "data", "fsdp", "mesh")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingStep:
+    """A compiled training step.
+
+    Attributes:
+      run: takes one step and waits.
+      compile_seconds: lowering and compiling.
+      peak_bytes: by XLA's account, on one device.
+      flops: the compiler's count, of the whole step over all devices; 0 where it keeps none.
+    """
+
+    run: Callable[[], None]
+    compile_seconds: float
+    peak_bytes: int
+    flops: float
+
+
+def strategy_of(name: str, mesh: tuple[int, int] = (0, 1)) -> Any:
+    """Return a strategy of `guidedflow train` by its name.
+
+    Args:
+      name: of STRATEGIES; "one" is the first device alone, "auto" pmap on several devices.
+      mesh: sizes of the axes data and fsdp, for "mesh".
+    Raises:
+      ValueError: the mesh does not fit the devices.
+    """
+    from guidedflow.training import parallel
+
+    if name == "one":
+        return _one_device()
+    if name == "auto":
+        name = "pmap" if jax.device_count() > 1 else "data"
+    if name == "mesh":
+        return parallel.Sharded(parallel.make_mesh(*mesh))
+    known: Mapping[str, Callable[[], Any]] = {
+        "pmap": parallel.Pmap,
+        "data": parallel.data,
+        "fsdp": parallel.fsdp,
+    }
+    return known[name]()
+
+
+def _one_device() -> Any:
+    """Return the sharded strategy on the first device, whatever others there are."""
+    from guidedflow.training import parallel
+
+    class OneDevice(parallel.Sharded):
+        def place_batch(self, batch: PyTree) -> PyTree:
+            return jax.device_put(batch, NamedSharding(self.mesh, P()))
+
+    return OneDevice(Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp")))
+
+
+def loss_of(work: Workload) -> Callable[[PyTree, Any, Array], Array]:
+    """Return the flow-matching loss of each example, conditions dropped one time in ten."""
+    apply, null = Apply(work.network), jnp.int32(work.network.num_classes)
+
+    def loss(params: PyTree, batch: Any, key: Array) -> Array:
+        of_t, of_noise, of_drop = jax.random.split(key, 3)
+        data, size = batch["image"], len(batch["image"])
+        t = jax.random.uniform(of_t, (size,))
+        noise = jax.random.normal(of_noise, data.shape)
+        cond = losses.drop_condition(of_drop, batch["label"], null, 0.1)
+
+        def model(x: Array, t: Array, cond: Any) -> Array:
+            return apply(params, x, t, cond)
+
+        return losses.flow_matching(model, paths.Linear(), data, noise, t, cond)
+
+    return loss
+
+
+def step_of(work: Workload, accumulate: int = 1, strategy: Any = None) -> TrainingStep:
+    """Compile the training step of `guidedflow train`.
+
+    Args:
+      work: its noise stands for the data.
+      accumulate: micro-batches a step.
+      strategy: over devices; None is the first device alone.
+    Raises:
+      ValueError: the devices do not divide the batch.
+    """
+    import optax
+
+    from guidedflow.training import state, step
+
+    strategy = strategy_of("one") if strategy is None else strategy
+    optimizer = optax.adamw(LEARNING_RATE, weight_decay=0.0)
+    update = step.make_step(
+        loss_of(work),
+        optimizer,
+        ema_decay=step.ema_schedule(0.9999),
+        learning_rate=lambda count: jnp.float32(LEARNING_RATE),
+        accumulate=accumulate,
+        axis_name=strategy.axis_name,
+    )
+    batch = strategy.place_batch(
+        {"image": np.asarray(work.noise), "label": np.asarray(work.labels)}
+    )
+    key = jax.device_put(jax.random.key(0), NamedSharding(strategy.mesh, P()))
+    # The state is donated: the workload's own parameters must outlive it.
+    fresh = state.create(jax.tree.map(jnp.copy, work.params), optimizer)
+    held = [jax.device_put(fresh, strategy.shardings(fresh))]
+    began = time.perf_counter()
+    compiled = strategy.compile(update, held[0], batch, key)
+    seconds = time.perf_counter() - began
+
+    def run() -> None:
+        held[0], metrics = compiled(held[0], batch, key)
+        jax.block_until_ready((held[0], metrics))
+
+    flops = strategy.mesh.devices.size * _flops(compiled)
+    return TrainingStep(run, seconds, program_bytes(compiled), flops)
+
+
+def _flops(compiled: Any) -> float:
+    try:
+        cost = compiled.cost_analysis()
+    except (NotImplementedError, RuntimeError):
+        return 0.0
+    cost = cost[0] if isinstance(cost, list) else cost
+    return float((cost or {}).get("flops", 0.0))
+
+
+def bench_training(
+    work: Workload,
+    repeats: int,
+    report: Callable[[str], None],
+    others: Mapping[str, Callable[[], None]],
+    accumulate: int = 1,
+    strategy: Any = None,
+) -> dict[str, Any]:
+    """Measure the training step beside the device's peak and other programs' steps.
+
+    Returns:
+      compile_seconds, steps_per_second, images_per_second (which are the evaluations a second, each
+      with its gradient), utilisation (three forward evaluations' operations a step: the backward pass
+      takes two), the compiler's own count over those operations, memory, and the seconds of every round.
+    """
+    report("compiling the training step")
+    strategy = strategy_of("one") if strategy is None else strategy
+    step = step_of(work, accumulate, strategy)
+    memory = peak_memory(step.run, step.peak_bytes)
+    dtype = getattr(work.network, "dtype", jnp.float32)
+    product, operations = product_of(work.network, work.batch, dtype)
+    seconds = timed({"training": step.run, **others, "product": product}, repeats, report)
+    devices = int(strategy.mesh.devices.size)
+    peak = devices * operations / np.asarray(seconds.pop("product"))
+    taken = np.asarray(seconds["training"])
+    flops, _ = network_flops(work)
+    return {
+        "accumulate": accumulate,
+        "strategy": type(strategy).__name__,
+        "mesh": dict(strategy.mesh.shape),
+        "compile_seconds": step.compile_seconds,
+        "steps_per_second": spread(1 / taken),
+        "images_per_second": spread(work.batch / taken),
+        "evaluations_per_second": spread(work.batch / taken),
+        "utilisation": spread(3 * flops / taken / peak),
+        "compiler_over_formula": step.flops / (3 * flops),
+        "memory": memory,
+        "seconds": seconds,
+    }
+
+
+def line(figures: Mapping[str, Any]) -> str:
+    """Return the figures of `bench_training` as two lines."""
+    rate, memory = figures["steps_per_second"], figures["memory"]
+    return (
+        f"training      {rate['median']:.3g} ({rate['min']:.3g} .. {rate['max']:.3g}) steps/s, "
+        f"{figures['images_per_second']['median']:.3g} images/s, each forward and backward; "
+        f"utilisation {figures['utilisation']['median']:.0%}; "
+        f"compiled in {figures['compile_seconds']:.1f} s\n"
+        f"memory {memory['bytes'] / 1e6:.1f} MB, by {memory['from']}; {figures['strategy']} over "
+        f"{' x '.join(f'{n} {axis}' for axis, n in figures['mesh'].items())}; the compiler counts "
+        f"{figures['compiler_over_formula']:.2f} times three forward evaluations"
+    )

@@ -1,0 +1,134 @@
+"""What is measured: a network, the arrays of one sampling job, and the ways of guiding and stepping."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, PyTree
+
+from guidedflow import guidance, samplers, times
+from guidedflow.types import ModelFn
+
+SCALE = 1.5
+EVERY = 3
+# Solver to its evaluations a step.
+SOLVERS: Mapping[str, tuple[samplers.scan.Solver, int]] = {
+    "euler": (samplers.euler, 1),
+    "midpoint": (samplers.midpoint, 2),
+    "heun": (samplers.heun, 2),
+    "rk4": (samplers.rk4, 4),
+}
+# The middle half of the grid guided, and none of it: no time of a grid lies in (1e-6, 2e-6).
+MODES: Mapping[str, Callable[[ModelFn, int], ModelFn]] = {
+    "none": lambda model, null: model,
+    "vmapped": lambda model, null: guidance.classifier_free(
+        model, null, SCALE, branches=guidance.vmapped
+    ),
+    "concatenated": lambda model, null: guidance.classifier_free(
+        model, null, SCALE, branches=guidance.concatenated
+    ),
+    "sequential": lambda model, null: guidance.classifier_free(
+        model, null, SCALE, branches=guidance.sequential
+    ),
+    "interval": lambda model, null: guidance.classifier_free(
+        model, null, guidance.interval(SCALE, 0.25, 0.75)
+    ),
+    "outside": lambda model, null: guidance.classifier_free(
+        model, null, guidance.interval(SCALE, 1e-6, 2e-6)
+    ),
+    "reuse": lambda model, null: guidance.reuse(model, null, SCALE, every=EVERY),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Apply:
+    """The network's image channels alone, as a function of parameters; equal for equal networks."""
+
+    network: nn.Module
+
+    def __call__(self, params: PyTree, x: Array, t: Array, cond: Array) -> Array:
+        output: Any = self.network.apply({"params": params}, x, t, cond)
+        return output[..., : x.shape[-1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A network and the arrays of one sampling job.
+
+    Attributes:
+      network: class-conditional, called as (x, t, labels).
+      params: its parameters.
+      noise: b h w c.
+      labels: b.
+      ts: the grid.
+      solver: a name of SOLVERS.
+    """
+
+    network: nn.Module
+    params: PyTree
+    noise: Array
+    labels: Array
+    ts: times.Grid
+    solver: str
+
+    @property
+    def batch(self) -> int:
+        return self.noise.shape[0]
+
+    @property
+    def steps(self) -> int:
+        return len(self.ts) - 1
+
+    @property
+    def devices(self) -> int:
+        """How many devices the batch is spread over."""
+        return len(self.noise.sharding.device_set)
+
+
+def random_params(network: nn.Module, shape: tuple[int, ...], seed: int = 0) -> PyTree:
+    """Return parameters without the zeros of a new network, whose products could be skipped."""
+    x, t, labels = jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+
+    def make(key: Array) -> PyTree:
+        params = network.init(key, x, t, labels)["params"]
+        leaves, treedef = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
+        noisy = [
+            leaf + 0.02 * jax.random.normal(k, leaf.shape)
+            for leaf, k in zip(leaves, keys, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, noisy)
+
+    return jax.jit(make)(jax.random.key(seed))
+
+
+def make_workload(
+    network: nn.Module, batch: int, steps: int, solver: str = "euler", seed: int = 0
+) -> Workload:
+    """Return a sampling job of `batch` images over `steps` steps with random parameters."""
+    shape = (*network.size, network.channels)
+    noise = samplers.draw_noise(jax.random.key(seed), (batch, *shape))
+    labels = jnp.arange(batch, dtype=jnp.int32) % network.num_classes
+    params = random_params(network, shape, seed)
+    return Workload(network, params, noise, labels, times.uniform_grid(steps), solver)
+
+
+def over_devices(work: Workload) -> Workload:
+    """Return the same job with its batch spread over all devices, as `guidedflow sample` spreads it.
+
+    Raises:
+      ValueError: the devices do not divide the batch.
+    """
+    devices = jax.devices()
+    if work.batch % len(devices):
+        raise ValueError(f"a batch of {work.batch} does not divide over {len(devices)} devices")
+    mesh = Mesh(np.asarray(devices), ("data",))
+    noise, labels = jax.device_put((work.noise, work.labels), NamedSharding(mesh, P("data")))
+    params = jax.device_put(work.params, NamedSharding(mesh, P()))
+    return dataclasses.replace(work, params=params, noise=noise, labels=labels)
