@@ -92,13 +92,14 @@ class Run:
 
     def _open_sinks(self) -> list[metrics.Sink]:
         log, start = self.config.log, self.step
+        online: list[metrics.Sink] = []
+        if log.wandb:  # first, since it may not be installed, and then no file is open yet
+            resolved = configs.resolved(self.config)
+            online.append(metrics.WeightsAndBiases(log.wandb, self.folder, resolved))
         sinks: list[metrics.Sink] = [metrics.JsonLines(self.folder / "metrics.jsonl", start)]
         if log.tensorboard:
             sinks.append(metrics.TensorBoard(self.folder / "tensorboard", start))
-        if log.wandb:
-            resolved = configs.resolved(self.config)
-            sinks.append(metrics.WeightsAndBiases(log.wandb, self.folder, resolved))
-        return sinks
+        return sinks + online
 
     def fit(self) -> Outcome:
         """Train to the last step, or to the one after which a stop was asked for.
