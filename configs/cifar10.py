@@ -2,6 +2,9 @@
 
 guidedflow prepare cifar10
 guidedflow train --config=configs/cifar10.py --workdir=runs/cifar10
+
+Meant for one GPU or several. Not run: the tests take a step of it on made-up images with a small
+network, and trace its own.
 """
 
 from ml_collections import ConfigDict

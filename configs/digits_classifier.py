@@ -3,6 +3,8 @@
 guidedflow train --config=configs/digits_classifier.py --workdir=runs/digits-classifier
 guidedflow sample --workdir=runs/digits --unconditional --classifier=runs/digits-classifier \\
   --classifier_scale=2 --out=grid.png
+
+Meant for a CPU, as configs/digits.py. Not run to its end as it stands: no figure stands here.
 """
 
 from ml_collections import ConfigDict

@@ -3,6 +3,9 @@
 guidedflow train --config=configs/digits.py --workdir=runs/digits
 guidedflow train --config=configs/digits_distilled.py --workdir=runs/digits-distilled
 guidedflow sample --workdir=runs/digits-distilled --scale=2 --out=grid.png
+
+Meant for a CPU, as configs/digits.py. Not run to its end as it stands;
+experiments/distilled_student.py holds figures of such a student.
 """
 
 from ml_collections import ConfigDict

@@ -2,6 +2,8 @@
 
 guidedflow train --config=configs/digits_guidance_free.py --workdir=runs/digits-guidance-free
 guidedflow sample --workdir=runs/digits-guidance-free --scale=2 --out=grid.png
+
+Meant for a CPU, as configs/digits.py. Not run to its end as it stands: no figure stands here.
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,13 @@
 
   guidedflow train --config=configs/imagenet256_sit_b2.py --workdir=runs/sit_b2
 
-reads latents, 32×32×4, that `guidedflow.data.write_latents` wrote to data/imagenet256.
+reads latents, 32×32×4, from data/imagenet256: those of Stable Diffusion's autoencoder, which is not
+part of this package yet; `guidedflow.data.write_latents` stores what another program computes. The
+papers mirror pictures at random: write each latent of its mirrored picture too.
 Ma et al. 2024, section 3; batch 256, 400,000 steps.
+
+Meant for eight GPUs. Not run: the tests take a step of it on made-up latents with a small network,
+and trace its own.
 """
 
 from ml_collections import ConfigDict

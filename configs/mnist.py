@@ -2,6 +2,9 @@
 
 guidedflow prepare mnist
 guidedflow train --config=configs/mnist.py --workdir=runs/mnist
+
+Meant for one GPU. Not run: the tests take a step of it on made-up images with a small network, and
+trace its own.
 """
 
 from ml_collections import ConfigDict
