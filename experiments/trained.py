@@ -25,7 +25,7 @@ from guidedflow.files import replacing
 from guidedflow.samplers import draw_noise
 from guidedflow.training.build import Task, build
 from guidedflow.training.config import identity
-from guidedflow.training.pictures import to_uint8
+from guidedflow.training.grids import to_uint8
 from guidedflow.training.state import create, leaf_names
 from guidedflow.training.step import LossFn, make_step
 from guidedflow.types import ModelFn

@@ -250,7 +250,7 @@ def test_a_full_disk_leaves_no_file(run, tmp_path, capsys, monkeypatch, name):
             half.write(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fill)
+    monkeypatch.setattr("PIL.Image.Image.save", fill)
     monkeypatch.setattr(np, "savez", fill)
     given = [f"--workdir={run}", f"--out={tmp_path / name}", "--scale=2", *SHARED]
     code, _, err = program(capsys, "sample", *given)

@@ -29,7 +29,8 @@ from guidedflow.evaluation import Judge, Report, Scores, legend, plot, summary, 
 from guidedflow.files import check_writable, replacing
 from guidedflow.training import processes
 from guidedflow.training.build import Task
-from guidedflow.training.pictures import draw_grid, save_figure, to_uint8
+from guidedflow.training.grids import draw_grid, to_uint8
+from guidedflow.training.pictures import save_figure
 
 _LEAST = 16  # images; fewer fit no Gaussian worth the name
 

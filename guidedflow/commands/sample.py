@@ -31,7 +31,7 @@ from guidedflow.commands.options import (
 from guidedflow.files import check_writable, replacing
 from guidedflow.methods import Method
 from guidedflow.training import processes
-from guidedflow.training.pictures import draw_grid, to_uint8
+from guidedflow.training.grids import draw_grid, to_uint8
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from guidedflow import data
 from guidedflow.training import config as configs
-from guidedflow.training import metrics, parallel, pictures, processes, throughput, workdir
+from guidedflow.training import grids, metrics, parallel, pictures, processes, throughput, workdir
 from guidedflow.training.batches import HeldOut, Numbered
 from guidedflow.training.build import Task, build
 from guidedflow.training.checkpoint import Checkpointer, Keep, Record, restore, steps_in
@@ -265,7 +265,7 @@ class Run:
             title = f"step {self.step}, w = {options.scale:g}, Heun, {options.steps} steps"
             path = folder / f"{self.step:08d}.png"
             drawn = self.task.dataset.pictures(np.asarray(images))
-            pictures.draw_grid(drawn, options.rows, title, path)
+            grids.draw_grid(drawn, options.rows, title, path)
         else:
             pictures.draw_accuracies(records, self.folder / "accuracy.png")
         pictures.draw_loss(records, self.folder / "loss.png")

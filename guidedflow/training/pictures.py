@@ -1,6 +1,6 @@
 """What a run shows while it trains: grids of samples at a fixed seed, and the loss curve."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Key, PyTree, UInt8
+from jaxtyping import Array, Key, PyTree
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
@@ -48,61 +48,11 @@ def make_sampler(task: Task) -> Sampler:
     return jax.jit(sample, out_shardings=NamedSharding(mesh, P()))
 
 
-def to_uint8(images: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
-    """Round images in [-1, 1] to bytes; what lies outside is cut."""
-    return np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG under a temporary name and rename it into place."""
     FigureCanvasAgg(figure)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
-
-
-def draw_grid(
-    images: np.ndarray,
-    rows: int,
-    title: str,
-    path: Path,
-    *,
-    columns: Sequence[str] = (),
-    row_names: Sequence[str] = (),
-    row_title: str = "draw",
-) -> None:
-    """Write a grid of images, one class a column, as PNG.
-
-    Args:
-      images: n h w c in [-1, 1], row after row; of latents the first channel is shown.
-      columns, row_names: what stands at the axes; numbers from 0 where empty.
-      row_title: what the rows are.
-    """
-    across = len(images) // rows
-    pixels = to_uint8(images if images.shape[-1] in (1, 3) else images[..., :1])
-    gap = max(1, pixels.shape[1] // 16)
-    pixels = np.pad(pixels, ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=255)
-    height, width = pixels.shape[1:3]
-    grid = pixels.reshape(rows, across, height, width, -1).transpose(0, 2, 1, 3, 4)
-    sheet = grid.reshape(rows * height, across * width, -1)[gap:, gap:]
-    size = (1.2 + 0.55 * across, 1.2 + 0.55 * rows * height / width)
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    flat = sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet
-    axes.imshow(flat, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_title(title, fontsize=9)
-    axes.set_xlabel("class")
-    axes.set_ylabel(row_title)
-    for side, pitch, count, names in (
-        ("x", width, across, columns),
-        ("y", height, rows, row_names),
-    ):
-        middles = pitch * (np.arange(count) + 0.5) - 0.5 - gap / 2
-        axes.set(**{f"{side}ticks": middles})
-        axes.set(**{f"{side}ticklabels": names or [str(i) for i in range(count)]})
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    save_figure(figure, path)
 
 
 def draw_loss(records: list[dict[str, Any]], path: Path) -> None:

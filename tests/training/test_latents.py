@@ -5,7 +5,7 @@ import pytest
 
 from guidedflow import cli
 from guidedflow.data import load
-from guidedflow.training import pictures
+from guidedflow.training import grids
 from guidedflow.training.build import build
 from guidedflow.training.loop import train
 
@@ -41,9 +41,7 @@ def fails(capsys, *arguments):
 def test_what_a_model_of_latents_draws_is_decoded(on_latents, latents, tmp_path, monkeypatch):
     """The grid of training and the file of `sample` hold digits of 8×8 and not latents of 4×4×4."""
     shown = []
-    monkeypatch.setattr(
-        pictures, "draw_grid", lambda images, *rest, **options: shown.append(images)
-    )
+    monkeypatch.setattr(grids, "draw_grid", lambda images, *rest, **options: shown.append(images))
     on_latents.sample.every = 4
     train(on_latents, tmp_path / "run", display=False)
     assert [images.shape for images in shown] == [(10, 8, 8, 1)]
@@ -61,7 +59,7 @@ def test_encoded_digits_decode_to_the_digits(latents):
         encoded, digits = load(f"latents:{latents}", split=split), load("digits", split=split)
         decoded = encoded.pictures(encoded.take()["image"])
         assert len(decoded) == count
-        assert np.array_equal(pictures.to_uint8(decoded), pictures.to_uint8(digits.take()["image"]))
+        assert np.array_equal(grids.to_uint8(decoded), grids.to_uint8(digits.take()["image"]))
         assert np.array_equal(encoded.take()["label"], digits.take()["label"])
 
 
