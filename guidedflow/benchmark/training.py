@@ -16,6 +16,7 @@ from guidedflow import losses, paths
 from guidedflow.benchmark.counting import network_flops, product_of
 from guidedflow.benchmark.timing import peak_memory, program_bytes, spread, timed
 from guidedflow.benchmark.workload import Apply, Workload
+from guidedflow.models.grouping import micro_batches_for_device
 
 LEARNING_RATE = 1e-4
 STRATEGIES = ("one", "auto", "pmap", "data", "fsdp", "mesh")
@@ -98,7 +99,7 @@ def step_of(work: Workload, accumulate: int = 1, strategy: Any = None) -> Traini
 
     Args:
       work: its noise stands for the data.
-      accumulate: micro-batches a step.
+      accumulate: micro-batches a step, cut further where that suits the device, as training does.
       strategy: over devices; None is the first device alone.
     Raises:
       ValueError: the devices do not divide the batch.
@@ -108,13 +109,14 @@ def step_of(work: Workload, accumulate: int = 1, strategy: Any = None) -> Traini
     from guidedflow.training import state, step
 
     strategy = strategy_of("one") if strategy is None else strategy
+    rows = work.batch // (strategy.mesh.devices.size * accumulate)
     optimizer = optax.adamw(LEARNING_RATE, weight_decay=0.0)
     update = step.make_step(
         loss_of(work),
         optimizer,
         ema_decay=step.ema_schedule(0.9999),
         learning_rate=lambda count: jnp.float32(LEARNING_RATE),
-        accumulate=accumulate,
+        accumulate=accumulate * micro_batches_for_device(work.network, rows),
         axis_name=strategy.axis_name,
     )
     batch = strategy.place_batch(

@@ -68,7 +68,27 @@ def for_device(model: ModelFn, network: Any) -> ModelFn:
       model: a network as a model function.
       network: the network itself; one without a `grid` of tokens is left whole.
     """
+    rows = rows_for_device(network)
+    return model if rows is None else in_groups(model, rows)
+
+
+def micro_batches_for_device(network: Any, batch: int) -> int:
+    """Return into how many equal parts a training step cuts the `batch` that one device holds.
+
+    On a CPU each part has about 1024 tokens and its gradient is taken on its own, so that nothing
+    but the gradients' sum is kept from one to the next; on accelerators there is one part.
+
+    Args:
+      network: the network itself; one without a `grid` of tokens is left whole.
+      batch: examples.
+    """
+    rows = rows_for_device(network)
+    return 1 if rows is None else batch // group_of(batch, rows)
+
+
+def rows_for_device(network: Any) -> int | None:
+    """Return the examples a turn that suit the default device, or None for the whole batch."""
     if jax.default_backend() != "cpu" or not hasattr(network, "grid"):
-        return model
+        return None
     height, width = network.grid
-    return in_groups(model, max(1, CPU_ROWS // (height * width)))
+    return max(1, CPU_ROWS // (height * width))

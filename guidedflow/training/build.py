@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from guidedflow import data, models, paths, predictions
+from guidedflow.models.grouping import micro_batches_for_device
 from guidedflow.registry import choose
 from guidedflow.training import named, parallel
 from guidedflow.training.config import check, identity
@@ -58,13 +59,15 @@ class Task:
         return init_state(self.network, self.dataset.image_shape, inputs, self.optimizer, key)
 
     def step(self) -> StepFn:
-        """Return the pure training step."""
+        """Return the pure training step, its micro-batches cut further where that suits the device."""
+        rows = self.config.batch // (jax.device_count() * self.config.accumulate)
+        parts = self.config.accumulate * micro_batches_for_device(self.network, rows)
         return make_step(
             self.loss_fn,
             self.optimizer,
             ema_decay=self.ema_decay,
             learning_rate=self.learning_rate,
-            accumulate=self.config.accumulate,
+            accumulate=parts,
             axis_name=self.strategy.axis_name,
         )
 

@@ -87,10 +87,10 @@ def make_step(
     """Build the training step.
 
     params <- params + optimizer(mean gradient),   ema <- d ema + (1 - d) params.
-    A loss, gradient or update that is not finite leaves params, ema and optimiser state as they were
-    and only the step is counted, so a poisoned update never reaches a checkpoint; whether the run goes
-    on is the loop's affair. Randomness is fold_in(key, step), so a step depends on nothing but the
-    state, the batch and the run's key.
+    A loss or gradient that is not finite leaves params, ema and optimiser state as they were and
+    only the step is counted; a parameter that would overflow stays as it was. So a poisoned update
+    never reaches a checkpoint; whether the run goes on is the loop's affair. Randomness is
+    fold_in(key, step), so a step depends on nothing but the state, the batch and the run's key.
 
     Args:
       loss_fn: (params, batch, key) to one loss per example; draws for example i must depend on
@@ -102,7 +102,7 @@ def make_step(
       axis_name: name of the mapped axis to average over, under `pmap` only.
     Returns:
       the step; its metrics are float32 scalars `loss`, `grad_norm`, `param_norm`,
-      `learning_rate` and `finite` (1 or 0).
+      `learning_rate` and `finite` (1, or 0 if any of these was not).
     Raises:
       ValueError: accumulate is not positive.
     """
@@ -114,22 +114,43 @@ def make_step(
         step_key = jax.random.fold_in(key, state.step)
         loss, grads = average(_gradient(loss_fn, state.params, batch, step_key, accumulate))
         grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        norms = loss, grad_norm, optax.tree.norm(params)
-        finite = jnp.isfinite(jnp.stack(norms)).all()
-        decay = ema_decay(state.step)
-        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
-        old = (state.params, state.ema, state.opt_state)
-        kept = jax.tree.map(partial(jnp.where, finite), (params, ema, opt_state), old)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        # A branch and not a choice after the fact: XLA's CPU compiler then writes the new state over
+        # the old one, in less than half the time.
+        update = partial(_updated, optimizer, ema_decay)
+        kept, param_norm = lax.cond(finite, update, _unchanged, state, grads)
 
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(kept[0]),
+            "param_norm": param_norm,
             "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
-            "finite": finite.astype(jnp.float32),
+            "finite": (finite & jnp.isfinite(param_norm)).astype(jnp.float32),
         }
         return TrainState(state.step + 1, *kept), metrics
 
     return step
+
+
+Kept = tuple[PyTree, PyTree, PyTree]
+
+
+def _updated(
+    optimizer: optax.GradientTransformation, ema_decay: Schedule, state: TrainState, grads: PyTree
+) -> tuple[Kept, Array]:
+    """Return parameters, average and optimiser state after the update, and the parameters' norm.
+
+    A parameter that overflows stays as it was, and the norm, not finite then, tells.
+    """
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    moved = optax.apply_updates(state.params, updates)
+    params = jax.tree.map(
+        lambda new, old: jnp.where(jnp.isfinite(new), new, old), moved, state.params
+    )
+    decay = ema_decay(state.step)
+    ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+    return (params, ema, opt_state), optax.tree.norm(moved)
+
+
+def _unchanged(state: TrainState, grads: PyTree) -> tuple[Kept, Array]:
+    return (state.params, state.ema, state.opt_state), optax.tree.norm(state.params)

@@ -16,7 +16,7 @@ from guidedflow.methods import GUIDANCE
 from guidedflow.registry import choose
 from guidedflow.training.flow import draw_time_and_noise
 from guidedflow.training.step import Batch, LossFn
-from guidedflow.training.velocity import model_fn
+from guidedflow.training.velocity import learning
 from guidedflow.types import ModelFn, Scale
 
 
@@ -91,7 +91,7 @@ def distillation_loss(
         key_t, key_noise, key_scale = jax.random.split(key, 3)
         t, noise = draw(key_t, key_noise, batch)
         scale = distillation.draw_scale(key_scale, config.batch, low, high)[batch["index"]]
-        learner = student(model_fn(network, params, path, predicts), "scale")
+        learner = student(learning(network, params, path, predicts), "scale")
         return distillation.guidance_distillation(
             learner, guided, path, batch["image"], noise, t, batch["label"], scale
         )
@@ -125,7 +125,7 @@ def guidance_free_loss(
         cond = losses.drop_condition(coins, batch["label"], null, config.drop_rate)
         low = config.guidance_free.low
         beta = distillation.draw_scale(key_beta, config.batch, low, 1.0)[batch["index"]]
-        learner = student(model_fn(network, params, path, predicts), "beta")
+        learner = student(learning(network, params, path, predicts), "beta")
         return distillation.guidance_free(learner, path, batch["image"], noise, t, cond, null, beta)
 
     return loss_fn

@@ -28,7 +28,20 @@ def model_fn(
 ) -> ModelFn:
     """Return the velocity field (x, t, cond) of a network with these parameters.
 
-    The parameters are leaves of it, so that a sampler takes them as arguments of one program.
+    The parameters are leaves of it, so that a sampler takes them as arguments of one program.  Its
+    batch is evaluated in the groups that suit the device; see `learning` for derivatives.
     """
     bound = for_device(jax.tree_util.Partial(Apply(network), params), network)
+    return predictions.as_velocity(bound, path, predicts)
+
+
+def learning(
+    network: nn.Module, params: PyTree, path: paths.Path, predicts: predictions.Prediction
+) -> ModelFn:
+    """Return the same velocity field for a loss: its batch evaluated whole.
+
+    The derivative of a loop over groups keeps what every group computed; a training step cuts its
+    batch into micro-batches instead.
+    """
+    bound = jax.tree_util.Partial(Apply(network), params)
     return predictions.as_velocity(bound, path, predicts)

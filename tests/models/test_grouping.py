@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from guidedflow import guidance, models
-from guidedflow.models.grouping import CPU_ROWS, for_device, group_of
+from guidedflow.models.grouping import CPU_ROWS, for_device, group_of, micro_batches_for_device
 
 
 def elementwise(x, t, cond):
@@ -64,3 +64,16 @@ def test_a_network_on_a_cpu_is_grouped_by_its_tokens():
 def test_a_group_of_no_whole_size_is_refused(size):
     with pytest.raises(ValueError, match="size must be a whole number"):
         models.in_groups(elementwise, size)
+
+
+def test_a_training_step_is_cut_into_parts_of_about_1024_tokens_on_a_cpu():
+    """The parts multiply back to the batch; a batch that no such part divides stays whole."""
+    network = models.create("digits")
+    assert micro_batches_for_device(network, 256) == 4
+    assert micro_batches_for_device(network, 64) == 1
+    assert micro_batches_for_device(network, 96) == 2
+    assert micro_batches_for_device(network, 67) == 1
+
+
+def test_a_network_without_tokens_takes_its_batch_whole():
+    assert micro_batches_for_device(models.create("tiny-unet"), 4096) == 1
