@@ -7,6 +7,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from guidedflow.commands.flags import use_flags
 from guidedflow.registry import choose
 
 # Subcommand to its module, imported only when it is asked for.
@@ -74,6 +75,7 @@ def run(arguments: list[str]) -> int:
         print(f"usage: guidedflow {' | '.join(COMMANDS)}   (each with --help)")
         return 0 if arguments else 2
     module = choose("command", arguments[0], COMMANDS)
+    use_flags()
     use_compilation_cache()
     return importlib.import_module(module).main(arguments[1:])
 

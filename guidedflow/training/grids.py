@@ -59,8 +59,9 @@ def draw_grid(
         at = (left + (index + 0.5) * width, end + _SPACE)
         draw.text(at, _cut(name, across_font, width), "black", across_font, anchor="mt")
     for index, name in enumerate(names[1]):
-        at = (left - _SPACE, top + (index + 0.5) * height)
-        draw.text(at, name, "black", down_font, anchor="rm")
+        draw.text(
+            (left - _SPACE, top + (index + 0.5) * height), name, "black", down_font, anchor="rm"
+        )
     side = _upright(row_title, letters)
     page.paste(side, (_SPACE // 2, top + (sheet.height - side.height) // 2))
     with replacing(path) as temporary:
