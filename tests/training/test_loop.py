@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from concurrent.futures import Future
 from pathlib import Path
 
 import jax
@@ -12,7 +13,14 @@ import pytest
 
 from guidedflow.training import loop, metrics
 from guidedflow.training.batches import HeldOut
-from guidedflow.training.checkpoint import Keep, read_record, steps_in
+from guidedflow.training.checkpoint import (
+    Checkpointer,
+    Keep,
+    SaveError,
+    path_of,
+    read_record,
+    steps_in,
+)
 from guidedflow.training.loop import train
 from guidedflow.training.metrics import JsonLines, summarize
 from guidedflow.training.state import fingerprint
@@ -23,6 +31,7 @@ from guidedflow.training.workdir import locked
 @pytest.fixture
 def whole(tiny, tmp_path):
     """A run that never stopped."""
+    tiny.held_out.every = 5
     outcome = train(tiny, tmp_path / "whole", display=False)
     return outcome, (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
@@ -44,6 +53,48 @@ def test_a_run_stopped_twice_is_bit_identical_to_one_that_never_stopped(
     assert not outcome.stopped
     assert fingerprint(outcome.state) == fingerprint(whole[0].state)
     assert (folder / "metrics.jsonl").read_bytes() == whole[1]
+    for step in (8, 12):  # what they were rated at step 5 outlived the stop at step 6
+        one, two = (
+            read_record(path_of(tmp_path / name / "checkpoints", step))
+            for name in ("whole", "stopped")
+        )
+        assert one == two
+        assert one.metrics
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_log_goes_on_exactly(tiny, tmp_path):
+    """The older one falls between two lines of the log, so it must hold the half of a line."""
+    tiny.checkpoint.every, tiny.checkpoint.keep_last = 5, 9
+    outcome = train(tiny, tmp_path, display=False)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    newest = path_of(tmp_path / "checkpoints", 12)
+    (newest / "run.json").unlink()
+    again = train(tiny, tmp_path, resume=True, display=False)
+    assert fingerprint(again.state) == fingerprint(outcome.state)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert (tmp_path / "checkpoints" / "00000012.damaged-1").is_dir()
+    assert steps_in(tmp_path / "checkpoints") == [5, 10, 12]
+    assert read_record(newest).step == 12
+
+
+def test_a_save_that_fails_in_the_background_stops_the_run_at_once(tiny, tmp_path, monkeypatch):
+    failed = Future()
+    failed.set_exception(SaveError("the disk is gone"))
+
+    def save(self, *state):
+        self._saving = failed
+
+    monkeypatch.setattr(Checkpointer, "save", save)
+    after, seen = loop.Run._after_step, []
+
+    def counted(self, *arguments):
+        seen.append(self.step + 1)
+        after(self, *arguments)
+
+    monkeypatch.setattr(loop.Run, "_after_step", counted)
+    with pytest.raises(SaveError, match="the disk is gone"):
+        train(tiny, tmp_path, display=False)
+    assert seen == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("first", "strategy"), [("data", "pmap"), ("pmap", "fsdp")])
@@ -60,7 +111,7 @@ def test_a_checkpoint_goes_on_under_another_strategy(
     after, _ = loop.start_state(task, folder / "checkpoints", True, print)
     assert fingerprint(after) == fingerprint(before.state)
     outcome = train(tiny, folder, resume=True, display=False)
-    losses = [[r["loss"] for r in metrics.read(tmp_path / n / "metrics.jsonl")]
+    losses = [[r["loss"] for r in metrics.read(tmp_path / n / "metrics.jsonl") if "loss" in r]
               for n in ("moved", "whole")]  # fmt: skip
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)  # noqa: E731

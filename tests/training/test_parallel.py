@@ -181,6 +181,8 @@ def test_structure_names_each_leaf_with_type_and_shape():
 def test_a_mesh_must_fit_the_devices():
     with pytest.raises(ValueError, match=r"data=3 × fsdp=2 does not fit 4 devices"):
         parallel.make_mesh(3, 2)
+    with pytest.raises(ValueError, match=r"data=1 × fsdp=2 does not fit 4 devices"):
+        parallel.make_mesh(1, 2)
     with pytest.raises(ValueError, match="at most one of them 0"):
         parallel.make_mesh(0, 0)
 
@@ -189,6 +191,13 @@ def test_a_mesh_must_fit_the_devices():
 def test_a_batch_must_divide_over_the_devices(name):
     with pytest.raises(ValueError, match="multiple of 4"):
         STRATEGIES[name]().place_batch({"x": np.zeros((6, 2), np.float32)})
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_each_device_takes_its_share_of_the_batch(name):
+    placed = STRATEGIES[name]().place_batch(batch_at(0))
+    for leaf in jax.tree.leaves(placed):
+        assert {shard.data.nbytes * 4 for shard in leaf.addressable_shards} == {leaf.nbytes}
 
 
 @pytest.mark.slow
