@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from flax import linen as nn
 
 from guidedflow.benchmark.counting import evaluations, network_flops, product_of
 from guidedflow.benchmark.sampling import compile_mode, description
@@ -17,7 +16,7 @@ FACTORS = (0.25, 0.5, 1.0, 1.5, 2.0)
 QUANTITIES = ("batch", "tokens", "depth", "steps")
 
 
-def sized(network: DiT, tokens: int) -> nn.Module:
+def sized(network: DiT, tokens: int) -> DiT:
     """Return the network for the square image whose side gives about that many tokens."""
     side = max(1, round(tokens**0.5))
     return network.clone(image_size=network.patch * side)
@@ -37,17 +36,26 @@ def jobs(
     def values(middle: int) -> list[int]:
         return sorted({max(1, round(middle * factor)) for factor in factors})
 
-    def job(network: nn.Module, batch: int, steps: int) -> Workload:
-        return make_workload(network, batch, steps, solver)
-
     n = network.grid[0] * network.grid[1]
     nets = {net.grid[0] * net.grid[1]: net for net in (sized(network, v) for v in values(n))}
+    deepest = network.clone(depth=max(values(network.depth)))
+    params = make_workload(deepest, 1, 1, solver).params
+
+    def job(network: DiT, batch: int, steps: int) -> Workload:
+        return make_workload(network, batch, steps, solver, params=_first(params, network.depth))
+
     return {
         "batch": [(v, job(network, v, steps)) for v in values(batch)],
         "tokens": [(v, job(net, batch, steps)) for v, net in sorted(nets.items())],
         "depth": [(v, job(network.clone(depth=v), batch, steps)) for v in values(network.depth)],
         "steps": [(v, job(network, batch, v)) for v in values(steps)],
     }
+
+
+def _first(params: dict[str, Any], depth: int) -> dict[str, Any]:
+    """Return the parameters of a network of this depth out of those of a deeper one."""
+    kept = {f"blocks_{index}" for index in range(depth)}
+    return {name: leaf for name, leaf in params.items() if name in kept or "blocks_" not in name}
 
 
 def fitted(values: list[int], seconds: list[float], degree: int = 1) -> dict[str, Any]:

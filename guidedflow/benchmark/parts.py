@@ -7,6 +7,7 @@ that leave the caches between them; where it takes less, the compiler fuses acro
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,6 +27,9 @@ from guidedflow.models.dit import DiT
 from guidedflow.models.embeddings import grid_positions
 from guidedflow.models.grouping import for_device
 from guidedflow.models.layers import MLP, Dense, modulate, normalize, patchify, unpatchify
+
+# (evaluations) -> None, which takes so many and waits.
+Evaluate = Callable[[int], None]
 
 
 def _attention(net: DiT, x: Array, c: Array) -> Array:
@@ -116,15 +120,15 @@ class _Call:
         return out
 
 
-def _run_of(model: Callable, params: PyTree, inputs: tuple, times: int, network: DiT) -> Any:
-    """Compile one evaluation of the batch and return a run of `times` of them."""
+def _run_of(model: Callable, params: PyTree, inputs: tuple, network: DiT) -> Evaluate:
+    """Compile one evaluation of the batch and return a run of so many of them."""
 
     def evaluate(params: PyTree, *inputs: Array) -> Array:
         return for_device(Partial(model, params), network)(*inputs)
 
     compiled = jax.jit(evaluate).lower(params, *inputs).compile()
 
-    def run() -> None:
+    def run(times: int) -> None:
         for _ in range(times):
             out = compiled(params, *inputs)
         out.block_until_ready()
@@ -132,11 +136,11 @@ def _run_of(model: Callable, params: PyTree, inputs: tuple, times: int, network:
     return run
 
 
-def part_runs(work: Workload, times: int) -> dict[str, Callable[[], None]]:
-    """Return a run of `times` evaluations of the whole network, "whole", and of each of its parts.
+def part_runs(work: Workload) -> dict[str, Evaluate]:
+    """Return runs of the whole network, "whole", and of each of its parts.
 
     Raises:
-      ValueError: the network is no unscanned DiT.
+      ValueError: the network is no DiT of labels alone.
     """
     net = work.network
     if not isinstance(net, DiT) or net.scalars:
@@ -147,14 +151,14 @@ def part_runs(work: Workload, times: int) -> dict[str, Callable[[], None]]:
     c = 0.1 * jax.random.normal(keys[1], (work.batch, net.width), net.dtype)
     t = jnp.full(work.batch, 0.5)
     image = (work.noise, t, work.labels)
-    runs = {"whole": _run_of(Apply(net), work.params, image, times, net)}
+    runs = {"whole": _run_of(Apply(net), work.params, image, net)}
     parts: dict[str, tuple[nn.Module, tuple]] = {
         name: (Repeated(net, name), (x, t, c)) for name in BLOCK
     }
     parts |= {"embedding": (Embedding(net), image), "final layer": (Final(net), (x, t, c))}
     for name, (module, inputs) in parts.items():
         variables = jax.jit(module.init)(keys[2], *inputs)
-        runs[name] = _run_of(_Call(module), variables.get("params", {}), inputs, times, net)
+        runs[name] = _run_of(_Call(module), variables.get("params", {}), inputs, net)
     return runs
 
 
@@ -167,11 +171,11 @@ def bench_parts(
       times: evaluations a round; 0 takes as many as last about a twentieth of a second.
     """
     report("compiling the parts")
+    compiled = part_runs(work)
     if not times:
-        probe = part_runs(work, 1)["whole"]
-        once = min(timed({"probe": probe}, 2, lambda line: None)["probe"])
-        times = max(1, round(0.05 / once))
-    runs = part_runs(work, times)
+        probe = timed({"once": partial(compiled["whole"], 1)}, 2, lambda line: None)
+        times = max(1, round(0.05 / min(probe["once"])))
+    runs = {name: partial(run, times) for name, run in compiled.items()}
     dtype = getattr(work.network, "dtype", jnp.float32)
     product, operations = product_of(work.network, work.batch, dtype)
     seconds = timed({**runs, "product": product}, repeats, report)

@@ -109,13 +109,22 @@ def random_params(network: nn.Module, shape: tuple[int, ...], seed: int = 0) -> 
 
 
 def make_workload(
-    network: nn.Module, batch: int, steps: int, solver: str = "euler", seed: int = 0
+    network: nn.Module,
+    batch: int,
+    steps: int,
+    solver: str = "euler",
+    seed: int = 0,
+    params: PyTree = None,
 ) -> Workload:
-    """Return a sampling job of `batch` images over `steps` steps with random parameters."""
+    """Return a sampling job of `batch` images over `steps` steps.
+
+    Args:
+      params: of the network; None for random ones.
+    """
     shape = (*network.size, network.channels)
     noise = samplers.draw_noise(jax.random.key(seed), (batch, *shape))
     labels = jnp.arange(batch, dtype=jnp.int32) % network.num_classes
-    params = random_params(network, shape, seed)
+    params = random_params(network, shape, seed) if params is None else params
     return Workload(network, params, noise, labels, times.uniform_grid(steps), solver)
 
 

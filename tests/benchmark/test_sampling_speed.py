@@ -37,7 +37,14 @@ def work():
 
 @pytest.mark.parametrize(
     ("mode", "count"),
-    [("none", 8), ("vmapped", 16), ("sequential", 16), ("interval", 13), ("outside", 8)],
+    [
+        ("none", 8),
+        ("vmapped", 16),
+        ("sequential", 16),
+        ("interval", 13),
+        ("outside", 8),
+        ("reuse", 12),
+    ],
 )
 def test_evaluations_are_those_that_the_model_is_called_for(work, mode, count):
     calls = []
@@ -62,6 +69,11 @@ def test_ratios_within_one_run(work):
     assert ratio["outside"]["median"] < 0.75 * ratio["vmapped"]["median"]
     assert figures["peak_flops"]["min"] > 0
     assert figures["workload"]["parameters"] > 0
+    # What every job holds at least: parameters, noise and images.
+    least = 4 * figures["workload"]["parameters"] + 2 * work.noise.nbytes
+    for row in figures["rows"]:
+        assert least <= row["memory"]["bytes"] < 10 * least
+        assert "compiled program" in row["memory"]["from"]
 
 
 def test_one_scan_is_not_slower_than_a_python_loop_of_compiled_steps(work):
@@ -84,6 +96,38 @@ def test_one_scan_is_not_slower_than_a_python_loop_of_compiled_steps(work):
     np.testing.assert_allclose(loop(), scan(), rtol=1e-4, atol=1e-4)
     seconds = benchmark.timed({"loop": loop, "scan": scan}, 9, lambda line: None)
     assert min(np.divide(seconds["scan"], seconds["loop"])) < 1
+
+
+def test_an_interval_costs_less_than_guidance_everywhere_and_more_than_none(work):
+    runs = {
+        mode: benchmark.compile_mode(work, mode).run for mode in ("none", "interval", "vmapped")
+    }
+    seconds = benchmark.timed(runs, 15, lambda line: None)
+    least = {mode: min(taken) for mode, taken in seconds.items()}
+    # 8, 13 and 16 evaluations.
+    assert least["none"] < least["interval"] < least["vmapped"]
+
+
+def test_a_second_job_of_every_mode_traces_nothing(work):
+    """Other parameters, noise and labels, and wrappers built anew: one program a mode serves."""
+    traced = []
+
+    @jax.tree_util.Partial
+    def network(x, t, labels):
+        traced.append(1)
+        return 0.1 * x + labels[:, None, None, None]
+
+    def job(mode, seed):
+        noise = jax.random.normal(jax.random.key(seed), work.noise.shape)
+        guided = benchmark.MODES[mode](network, 10)
+        return samplers.sample_ode(guided, noise, work.ts, work.labels + seed, step=samplers.heun)
+
+    for mode in benchmark.MODES:
+        job(mode, 0)
+        before = len(traced)
+        assert before
+        job(mode, 1)
+        assert len(traced) == before, mode
 
 
 def test_the_command_writes_a_table_json_and_a_picture(tmp_path, capsys, monkeypatch):
