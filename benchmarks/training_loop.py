@@ -4,11 +4,12 @@
 
 Three figures: how long the loop waits for input, on the config's data and on pictures of 32×32×3
 made for it, read from PNG files; how much slower the loop is than the same compiled step called over
-and over on batches that lie on the device, both in turn in one process; and the time from starting
+and over on batches that lie on the device, interval by interval in one process; and the time from starting
 `guidedflow train` to the end of its first step, with programs compiled by an earlier start.
 """
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
@@ -17,13 +18,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from guidedflow import data
 from guidedflow.cli import use_compilation_cache
 from guidedflow.commands.train import load_config
 from guidedflow.training import loop, metrics
@@ -31,69 +34,123 @@ from guidedflow.training.batches import Numbered
 
 ROOT = Path(__file__).parents[1]
 AIMS = {"waiting for input": 0.03, "host overhead": 0.02, "start to first step": 20.0}
-# Intervals of a run; the first holds the start of the input and is left out.
-INTERVALS = 6
 ON_DEVICE = 8
+QUIET, ENOUGH = 0.05, 5
 
 
-class Shared(loop.Run):
-    """A run whose step is compiled once for all rounds."""
+class Others:
+    """Says what share of the processors other processes took since it was last asked."""
 
-    programs: ClassVar[dict[int, Any]] = {}
+    def __init__(self) -> None:
+        self._last = self._read()
+
+    def _read(self) -> np.ndarray:
+        with open("/proc/stat") as file:
+            ticks = [int(word) for word in file.readline().split()[1:9]]
+        # All but the idle ones, user, nice, system, ..., are work; so are those of this process.
+        seconds = np.array([sum(ticks) - sum(ticks[3:5]), sum(ticks)]) / os.sysconf("SC_CLK_TCK")
+        return np.array([seconds[0] - time.process_time(), seconds[1]])
+
+    def share(self) -> float:
+        """Return it, between 0 and 1."""
+        now = self._read()
+        work, whole = now - self._last
+        self._last = now
+        return float(work / whole)
+
+
+class InTurn(loop.Run):
+    """A run that, after every log line, calls its step as often again with nothing around it.
+
+    The clocks of the run leave that out, so that both are measured within the same seconds.
+
+    Attributes:
+      bare: seconds of a step alone, an interval.
+      disturbed: share of the processors that others took, in the loop and then alone, an interval.
+    """
+
+    bare: list[float]
+    disturbed: list[tuple[float, float]]
 
     def _compile(self, key: jax.Array) -> Any:
-        if id(self.task) not in self.programs:
-            self.programs[id(self.task)] = super()._compile(key)
-        return self.programs[id(self.task)]
+        source, place = Numbered(self.task.batches()), self.task.strategy.place_batch
+        self.batches = [place(source[i]) for i in range(ON_DEVICE)]
+        self.bare, self.disturbed, self.others = [], [], Others()
+        self.key, self.copy = key, jax.tree.map(jnp.copy, self.state)
+        self.program = super()._compile(key)
+        return self.program
+
+    def _log(self, batches: data.Prefetch) -> None:
+        super()._log(batches)
+        with self._aside():
+            jax.block_until_ready(self.state)
+            looped, began = self.others.share(), time.perf_counter()
+            for i in range(self.config.log.every):
+                self.copy, numbers = self.program(self.copy, self.batches[i % ON_DEVICE], self.key)
+            jax.block_until_ready((self.copy, numbers))
+            self.bare.append((time.perf_counter() - began) / self.config.log.every)
+            self.disturbed.append((looped, self.others.share()))
 
 
-def only_training(config: ConfigDict, interval: int) -> ConfigDict:
+class Empty(loop.Run):
+    """A run whose step does nothing, so that what is left is the loop's own work."""
+
+    def _compile(self, key: jax.Array) -> Any:
+        names = ("loss", "grad_norm", "param_norm", "learning_rate", "finite")
+        numbers = {name: jnp.float32(1) for name in names}
+        return lambda state, batch, key: (state, numbers)
+
+    def _make_meter(self, batches: data.Prefetch) -> Any:
+        meter = super()._make_meter(batches)
+        self.began = time.process_time()
+        return meter
+
+    def _save(self) -> None:
+        """Leave out the checkpoint at the end."""
+        self.seconds = (time.process_time() - self.began) / self.step
+
+
+def own_work(task: loop.Task) -> float:
+    """Return the seconds of processor time a step that the loop and its input take, without the step."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Empty(task, Path(folder), resume=False, display=False)
+        run.fit()
+    return run.seconds
+
+
+def only_training(config: ConfigDict, rounds: int) -> ConfigDict:
     """Return the config without samples, evaluation and checkpoints: steps and log lines are left."""
-    config.steps = interval * INTERVALS
+    config.steps = config.log.every * (rounds + 1)
     config.optimizer.warm_up = min(config.optimizer.warm_up, config.steps)
-    config.log.every = interval
     config.held_out.every = config.sample.every = 0
     config.checkpoint.every = 10 * config.steps
     return config
 
 
-def run_loop(task: loop.Task) -> list[dict[str, float]]:
-    """Train in a new workdir; return the clocks of every interval but the first."""
+def measure(task: loop.Task, name: str) -> tuple[float, float]:
+    """Return the share of the loop's time that it waits for input, and what it adds to its step.
+
+    Medians over the quiet intervals, in which other processes took less than QUIET of the processors,
+    or over all where these are few. The first, in which the input starts, is left out.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        Shared(task, Path(folder), resume=False, display=False).fit()
-        return metrics.read(Path(folder) / "throughput.jsonl")[1:]
-
-
-def run_bare(task: loop.Task) -> list[float]:
-    """Call the same compiled step on batches on the device; return the seconds a step, as above."""
-    state, key = jax.jit(task.init)(jax.random.key(0)), jax.random.key(task.config.seed)
-    source = Numbered(task.batches())
-    batches = [task.strategy.place_batch(source[i]) for i in range(ON_DEVICE)]
-    compiled, seconds = Shared.programs[id(task)], []
-    for _ in range(INTERVALS):
-        began = time.perf_counter()
-        for i in range(task.config.log.every):
-            state, numbers = compiled(state, batches[i % ON_DEVICE], key)
-        jax.block_until_ready((state, numbers))
-        seconds.append((time.perf_counter() - began) / task.config.log.every)
-    return seconds[1:]
-
-
-def compare(task: loop.Task, rounds: int, name: str) -> tuple[float, float]:
-    """Run the loop and the bare step in turn; return the share of time spent waiting and on the host."""
-    waits, ratios = [], []
-    for _ in range(rounds):
-        clocks, bare = run_loop(task), run_bare(task)
-        looped = statistics.median(1 / line["steps_per_second"] for line in clocks)
-        waits += [line["input_wait"] for line in clocks]
-        ratios.append(looped / statistics.median(bare) - 1)
-        print(
-            f"{name}: {1e3 * looped:.2f} ms a step in the loop, "
-            f"{1e3 * statistics.median(bare):.2f} ms alone, "
-            f"waiting {statistics.median(line['input_wait'] for line in clocks):.2%}",
-            flush=True,
-        )
-    return statistics.median(waits), statistics.median(ratios)
+        run = InTurn(task, Path(folder), resume=False, display=False)
+        run.fit()
+        clocks = metrics.read(Path(folder) / "throughput.jsonl")[1:]
+    quiet = np.max(run.disturbed[1:], axis=1) < QUIET
+    chosen = quiet if quiet.sum() >= ENOUGH else np.ones_like(quiet)
+    looped = np.array([1 / line["steps_per_second"] for line in clocks])[chosen]
+    bare = np.array(run.bare[1:])[chosen]
+    wait = float(np.median(np.array([line["input_wait"] for line in clocks])[chosen]))
+    own_work(task)  # the first one finds cold caches
+    print(
+        f"{name}: {1e3 * own_work(task):.2f} ms of processor time a step for all but the step, "
+        f"{1e3 * np.median(looped):.2f} ms a step in the loop (least {1e3 * looped.min():.2f}), "
+        f"{1e3 * np.median(bare):.2f} ms alone (least {1e3 * bare.min():.2f}), waiting {wait:.2%}; "
+        f"{quiet.sum()} of {quiet.size} intervals were quiet, {chosen.sum()} are counted",
+        flush=True,
+    )
+    return wait, float(np.median(looped / bare - 1))
 
 
 def made_pictures(folder: Path, count: int = 2048, classes: int = 4) -> ConfigDict:
@@ -107,7 +164,8 @@ def made_pictures(folder: Path, count: int = 2048, classes: int = 4) -> ConfigDi
     config.dataset.name, config.dataset.image_size = f"folder:{folder / 'pictures'}", 32
     config.dataset.held_out, config.dataset.flip = "", True
     config.batch = 32
-    return only_training(config, 10)
+    config.log.every = 10
+    return only_training(config, 6)
 
 
 def first_steps(config: Path, count: int) -> Iterator[float]:
@@ -137,16 +195,15 @@ def main() -> int:
     """Measure, print the figures beside their aims, and return 0 where all are reached."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--config", type=Path, default=ROOT / "configs" / "digits.py")
-    options.add_argument("--rounds", type=int, default=5, help="of loop and bare step (default 5)")
+    options.add_argument("--rounds", type=int, default=15, help="intervals of both (default 15)")
     options.add_argument("--starts", type=int, default=5, help="of the program (default 5)")
-    options.add_argument("--interval", type=int, default=25, help="steps a log line (default 25)")
     given = options.parse_args()
     use_compilation_cache()
-    task = loop.build(only_training(load_config(given.config), given.interval))
-    wait, overhead = compare(task, given.rounds, given.config.stem)
+    task = loop.build(only_training(load_config(given.config), given.rounds))
+    wait, overhead = measure(task, given.config.stem)
     with tempfile.TemporaryDirectory() as folder:
         made = loop.build(made_pictures(Path(folder)))
-        made_wait, _ = compare(made, 1, "made pictures, 32×32×3")
+        made_wait, _ = measure(made, "made pictures, 32×32×3")
     starts = list(first_steps(given.config, given.starts))
     figures = [
         ("waiting for input", f"{given.config.stem}", wait),
