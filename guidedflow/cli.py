@@ -24,7 +24,7 @@ CACHE_BYTES = 2 * 1024**3
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, at most 2 GiB, oldest out first.
+    """Keep compiled programs in the user's cache folder, at most 2 GiB, the longest unused out first.
 
     JAX_COMPILATION_CACHE_DIR names another folder; empty, it switches the cache off.
     """
@@ -41,10 +41,11 @@ def use_compilation_cache() -> None:
 
 
 def _trim(folder: Path) -> None:
-    """Delete the oldest files until the rest fit; another process may be doing the same."""
+    """Delete the longest unused files until the rest fit; another process may be doing the same."""
     files = [path for path in folder.glob("*") if path.is_file()]
     with contextlib.suppress(OSError):
-        dated = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in files)
+        found = [(path.stat(), path) for path in files]
+        dated = sorted((max(s.st_atime, s.st_mtime), s.st_size, path) for s, path in found)
         excess = sum(size for _, size, _ in dated) - CACHE_BYTES
         for _, size, path in dated:
             if excess <= 0:
@@ -105,11 +106,12 @@ def _leave_other_processes(code: int) -> None:
     """End at once where other processes take part: an ordinary exit waits for them, and they for
     this one."""
     jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1:
+    # Who and how many they are is not asked: before all are there, the answer would be waited for.
+    if jax is not None and jax.distributed.is_initialized():
         if code == 1:
             print(
-                f"guidedflow: process {jax.process_index()} of {jax.process_count()} ends, and the job "
-                "with it; where the error above is one of the connection, another failed first",
+                "guidedflow: the job ends with this process; where the error above is one of the "
+                "connection, another process failed first",
                 file=sys.stderr,
             )
         sys.stdout.flush()

@@ -194,6 +194,39 @@ def test_running_out_of_memory_is_one_line(monkeypatch, capsys):
     assert "take a smaller batch" in fails(capsys, "train")
 
 
+@pytest.mark.parametrize(
+    ("environment", "folder"),
+    [
+        ({"XDG_CACHE_HOME": "/xdg"}, "/xdg/guidedflow/jax"),
+        ({"HOME": "/home/me"}, "/home/me/.cache/guidedflow/jax"),
+        ({"HOME": "/home/me", "JAX_COMPILATION_CACHE_DIR": "/there"}, "/there"),
+        ({"HOME": "/home/me", "JAX_COMPILATION_CACHE_DIR": ""}, None),
+    ],
+)
+def test_the_cache_is_on_in_the_users_folder_unless_told_otherwise(
+    monkeypatch, environment, folder
+):
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    asked = {}
+    monkeypatch.setattr(jax.config, "update", lambda name, value: asked.update({name: value}))
+    cli.use_compilation_cache()
+    assert asked.get("jax_compilation_cache_dir") == folder
+    assert cli.CACHE_BYTES == 2 * 2**30
+
+
+def test_what_is_used_stays_in_the_cache(tmp_path, monkeypatch):
+    """The oldest by date of writing was read last."""
+    for written, read, name in ((1, 9, "used"), (2, 2, "unused"), (3, 3, "newest")):
+        (tmp_path / name).write_bytes(bytes(10))
+        os.utime(tmp_path / name, (read, written))
+    monkeypatch.setattr(cli, "CACHE_BYTES", 25)
+    cli._trim(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["newest", "used"]
+
+
 def test_the_cache_keeps_to_its_size(tmp_path, monkeypatch):
     for age, name in enumerate(("new", "middle", "old")):
         (tmp_path / name).write_bytes(bytes(10))

@@ -92,6 +92,11 @@ def open_latents(path: str | os.PathLike, *, split: str = "train", cache_bytes: 
       ValueError: no such folder or split, or an index, shard or decoder that is missing or damaged.
     """
     root = Path(path).expanduser()
+    if not root.is_dir():
+        raise ValueError(
+            f"no latents in {root}: write them with guidedflow encode --dataset=NAME --out={root}, "
+            "or with guidedflow.data.write_latents"
+        )
     folder = split_folder(root, split, whole=(root / INDEX).exists())
     index = _read_index(folder / INDEX)
     height, width, stored_channels = index["stored_shape"]
