@@ -220,6 +220,7 @@ def test_the_program_judges_a_run(run, tmp_path, capsys):
         (["--interval=0.5"], "--interval takes two times"),
         (["--sclae=2"], "unrecognized arguments: --sclae=2"),
         (["--workdir=/nowhere/at/all"], "holds no run"),
+        (["--process_count=2"], "--coordinator, --process_count and --process_index go together"),
         (["--out=grid.gif"], "must end in .png or .npz"),
         (["--out=/nowhere/grid.png"], "cannot write /nowhere/grid.png"),
     ],

@@ -129,6 +129,9 @@ def test_a_run_moves_from_one_device_to_four_to_two_and_from_pmap_to_fsdp(tmp_pa
             abstract = parallel.abstract_state(lambda key: create(initial(), ADAM), strategy)
             before, (state, _) = fingerprint(state), restore(tmp_path, abstract)
             assert fingerprint(state) == before
+            places_of = jax.tree.leaves(strategy.shardings(state))
+            for leaf, place in zip(jax.tree.leaves(state), places_of, strict=True):
+                assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
         state, losses = train(strategy, 4 * i, 4 * i + 4, state=state)
         np.testing.assert_allclose(losses, alone[1][4 * i : 4 * i + 4], rtol=1e-5)
         writer.save(state)
