@@ -76,6 +76,8 @@ SOLVERS: Mapping[str, Solve] = {
     "ddpm-learned": _drawing(samplers.sample_ddpm, variance=samplers.learned),
     "adaptive": _adaptive,
 }
+ON_GRID = frozenset(SOLVERS) - {"midpoint", "rk4", "ab4", "edm-churn", "ddpm-learned", "adaptive"}
+"""Solvers that evaluate a model at the grid's own times alone."""
 GRIDS: Mapping[str, Callable[[int, Path], times.Grid]] = {
     "uniform": lambda steps, path: times.uniform_grid(steps),
     "shifted": lambda steps, path: times.shifted_grid(steps),

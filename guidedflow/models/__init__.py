@@ -3,6 +3,7 @@
 from guidedflow.models.classifier import Classifier
 from guidedflow.models.dit import DiT
 from guidedflow.models.grouping import in_groups
+from guidedflow.models.modulations import tabulated
 from guidedflow.models.presets import PRESETS, create
 from guidedflow.models.stacking import stack_blocks, unstack_blocks
 from guidedflow.models.unet import UNet
@@ -15,5 +16,6 @@ __all__ = [
     "create",
     "in_groups",
     "stack_blocks",
+    "tabulated",
     "unstack_blocks",
 ]

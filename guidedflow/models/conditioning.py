@@ -8,6 +8,20 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from guidedflow.models.embeddings import LabelEmbedding, ScalarEmbedding
+from guidedflow.types import pytree
+
+
+@pytree
+class Modulation:
+    """What a DiT's condition comes to, given to the network in the condition's place.
+
+    Attributes:
+      blocks: shift, scale and gate of both halves of every block, depth b 6·d.
+      last: shift and scale of the final layer, b 2·d.
+    """
+
+    blocks: Float[Array, "depth b six_d"]
+    last: Float[Array, "b two_d"]
 
 
 def check_input(x: Array, t: Array, image_size: tuple[int, int], channels: int) -> None:

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from guidedflow.models.attention import attention, pick
-from guidedflow.models.conditioning import check_input, embed_condition
+from guidedflow.models.conditioning import Modulation, check_input, embed_condition
 from guidedflow.models.embeddings import grid_positions
 from guidedflow.models.layers import MLP, Dense, modulate, normalize, patchify, unpatchify
 from guidedflow.models.perturbations import blur_tokens, check_perturbation
@@ -84,12 +84,19 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], c: Float[Array, "b d"], active: Array | None
-    ) -> Float[Array, "b n d"]:
-        modulation = Dense(
-            6 * x.shape[-1], kernel_init=_ZEROS, dtype=self.dtype, name="adaLN_modulation"
-        )
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation(nn.silu(c)), 6, axis=-1)
+        self, x: Float[Array, "b n d"] | None, c: Float[Array, "b _"], active: Array | None
+    ) -> Array:
+        """Return the tokens after the block; without tokens, the modulation b 6·d of condition c.
+
+        `c` is the condition, b d, or its modulation, which is then not computed again.
+        """
+        modulation = c
+        if x is None or c.shape[-1] == x.shape[-1]:
+            name, width = "adaLN_modulation", 6 * c.shape[-1]
+            modulation = Dense(width, kernel_init=_ZEROS, dtype=self.dtype, name=name)(nn.silu(c))
+        if x is None:
+            return modulation
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
         attend = Attention(
             self.heads,
             self.backend,
@@ -115,11 +122,15 @@ class FinalLayer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], c: Float[Array, "b d"]) -> Float[Array, "b n p"]:
-        modulation = Dense(
-            2 * x.shape[-1], kernel_init=_ZEROS, dtype=self.dtype, name="adaLN_modulation"
-        )
-        shift, scale = jnp.split(modulation(nn.silu(c)), 2, axis=-1)
+    def __call__(self, x: Float[Array, "b n d"] | None, c: Float[Array, "b _"]) -> Array:
+        """Return the patches' values; without tokens, the modulation b 2·d. `c` as in `Block`."""
+        modulation = c
+        if x is None or c.shape[-1] == x.shape[-1]:
+            name, width = "adaLN_modulation", 2 * c.shape[-1]
+            modulation = Dense(width, kernel_init=_ZEROS, dtype=self.dtype, name=name)(nn.silu(c))
+        if x is None:
+            return modulation
+        shift, scale = jnp.split(modulation, 2, axis=-1)
         inner = modulate(normalize(x), shift, scale).astype(self.dtype)
         return Dense(self.features, kernel_init=_ZEROS, dtype=self.dtype, name="linear")(inner)
 
@@ -204,22 +215,34 @@ class DiT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], t: Float[Array, " b"], cond: Any = None
-    ) -> Float[Array, "b h w c_out"]:
-        """Return the velocity at `x` and `t`.
+        self,
+        x: Any,
+        t: Float[Array, " b"],
+        cond: Any = None,
+        *,
+        modulations_only: bool = False,
+    ) -> Any:
+        """Return the velocity at `x` and `t`, (b, *size, channels).
 
         Args:
           x: images, (b, *size, channels).
           t: times in [0, 1], 0 noise, 1 data.
-          cond: integer labels in [0, num_classes], or a mapping, see `scalars`.
+          cond: integer labels in [0, num_classes]; or a mapping, see `scalars`; or the
+            `Modulation` that this call returned for them and `t` with `modulations_only`.
+          modulations_only: do nothing with `x`, which may be None.
         """
-        check_input(x, t, self.size, self.channels)
-        tokens = Dense(self.width, dtype=self.dtype, name="x_embedder")(patchify(x, self.patch))
-        positions = jnp.asarray(grid_positions(self.grid, self.width), self.dtype)
-        tokens += positions[None]
-        c = embed_condition(
-            t, cond, self.width, self.num_classes, self.scalars, self.time_scale, self.dtype
-        )
+        if not modulations_only:
+            check_input(x, t, self.size, self.channels)
+        if isinstance(cond, Modulation):
+            c, last = cond.blocks, cond.last
+        else:
+            c = last = embed_condition(
+                t, cond, self.width, self.num_classes, self.scalars, self.time_scale, self.dtype
+            )
+        tokens = None
+        if not modulations_only:
+            tokens = Dense(self.width, dtype=self.dtype, name="x_embedder")(patchify(x, self.patch))
+            tokens += jnp.asarray(grid_positions(self.grid, self.width), self.dtype)[None]
         tokens = run_stack(
             self._make_block,
             tokens,
@@ -230,7 +253,10 @@ class DiT(nn.Module):
             perturbation=self.perturbation,
         )
         features = self.patch**2 * self.channels * (2 if self.double_channels else 1)
-        values = FinalLayer(features, self.dtype, name="final_layer")(tokens, c)
+        final = FinalLayer(features, self.dtype, name="final_layer")
+        if modulations_only:
+            return Modulation(tokens, final(None, last))
+        values = final(tokens, last)
         return unpatchify(values, self.patch, self.grid).astype(x.dtype)
 
     def _make_block(self, name: str, perturbation: str) -> nn.Module:

@@ -30,14 +30,14 @@ def check_remat(name: str) -> None:
 
 def run_stack(
     make_block: Callable[..., nn.Module],
-    x: Array,
+    x: Any,
     c: Array,
     *,
     depth: int,
     scan: bool,
     perturbed: tuple[int, ...],
     perturbation: str,
-) -> Array:
+) -> Any:
     """Run `depth` blocks one after another.
 
     Call it inside a module's compact method.  Unrolled, the parameters are `blocks_0`, `blocks_1`,
@@ -46,31 +46,40 @@ def run_stack(
     Args:
       make_block: (name, perturbation) -> a block; `block(x, c, active)` with `active` whether its
         perturbation applies, None for always.
-      x, c: the tokens and the condition.
+      x: the tokens; None to have what every block returns without any, stacked on a first axis.
+      c: the condition b d, or each block's own, depth b k.
       depth: number of blocks.
       scan: whether to scan.
       perturbed: indices of the blocks that are perturbed.
       perturbation: what is done to them.
     """
+    own, collects = c.ndim == 3, x is None
     if not scan:
+        collected = []
         for index in range(depth):
             kind = perturbation if index in perturbed else "none"
-            x = make_block(f"blocks_{index}", kind)(x, c, None)
-        return x
+            block = make_block(f"blocks_{index}", kind)
+            value = block(x, c[index] if own else c, None)
+            if collects:
+                collected.append(value)
+            else:
+                x = value
+        return jnp.stack(collected) if collects else x
     is_perturbed = jnp.array([index in perturbed for index in range(depth)])
 
-    def step(block: nn.Module, x: Array, c: Array, active: Array) -> tuple[Array, None]:
-        return block(x, c, active), None
+    def step(block: nn.Module, x: Any, c: Array, active: Array) -> tuple[Any, Any]:
+        value = block(x, c, active)
+        return (None, value) if collects else (value, None)
 
     scanned = nn.scan(
         step,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast, 0),
+        in_axes=(0 if own else nn.broadcast, 0),
         length=depth,
     )
     block = make_block("blocks", perturbation if perturbed else "none")
-    return scanned(block, x, c, is_perturbed)[0]
+    return scanned(block, x, c, is_perturbed)[1 if collects else 0]
 
 
 def rematerialized(block: type[nn.Module], policy: str, scan: bool) -> type[nn.Module]:
