@@ -58,6 +58,12 @@ def _first(params: dict[str, Any], depth: int) -> dict[str, Any]:
     return {name: leaf for name, leaf in params.items() if name in kept or "blocks_" not in name}
 
 
+def size_of(work: Workload) -> tuple[int, int, int, int]:
+    """Return batch, tokens, depth and steps."""
+    net = work.network
+    return work.batch, net.grid[0] * net.grid[1], net.depth, work.steps
+
+
 def fitted(values: list[int], seconds: list[float], degree: int = 1) -> dict[str, Any]:
     """Return the least-squares polynomial, highest power first, and the share of variance it takes."""
     coefficients = np.polyfit(values, seconds, min(degree, len(values) - 1))
@@ -84,30 +90,30 @@ def bench_growth(
       `values`, `seconds` (min, median, max), `limit`, the seconds that the operations take at the peak,
       and `fit`: a line, and for tokens a parabola, since attention grows with their square.
     """
-    runs, limits = {}, {}
     varied = jobs(network, batch, steps, solver, factors)
-    for quantity, points in varied.items():
-        for value, work in points:
-            report(f"compiling {quantity} {value}")
-            name = f"{quantity} {value}"
-            runs[name] = compile_mode(work, mode).run
-            limits[name] = evaluations(work, mode) * network_flops(work)[0]
-    middle = make_workload(network, batch, steps, solver)
+    # The job in the middle is a point of all four curves, and measured once.
+    distinct = {size_of(work): work for points in varied.values() for _, work in points}
+    runs = {}
+    for size, work in distinct.items():
+        report(f"compiling batch {size[0]}, {size[1]} tokens, depth {size[2]}, {size[3]} steps")
+        runs[str(size)] = compile_mode(work, mode).run
     product, operations = product_of(network, batch, network.dtype)
     seconds = timed({**runs, "product": product}, repeats, report)
     peak = spread(operations / np.asarray(seconds.pop("product")))
     grown = {}
     for quantity, points in varied.items():
         values = [value for value, _ in points]
-        taken = [spread(seconds[f"{quantity} {value}"]) for value in values]
+        taken = [spread(seconds[str(size_of(work))]) for _, work in points]
+        operations_of = [evaluations(work, mode) * network_flops(work)[0] for _, work in points]
         grown[quantity] = {
             "values": values,
             "seconds": taken,
-            "limit": [limits[f"{quantity} {value}"] / peak["median"] for value in values],
+            "limit": [count / peak["median"] for count in operations_of],
             "fit": fitted(
                 values, [one["median"] for one in taken], 2 if quantity == "tokens" else 1
             ),
         }
+    middle = make_workload(network, batch, steps, solver)
     return {
         "machine": machine(),
         "workload": description(middle),

@@ -13,11 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from guidedflow.benchmark.timing import spread
-from guidedflow.benchmark.workload import MODES, Apply, Workload
-from guidedflow.models.grouping import for_device
+from guidedflow.benchmark.workload import MODES, Workload, model_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +63,7 @@ def velocity(work: Workload, mode: str, t: float) -> np.ndarray:
     null = int(work.network.num_classes)
 
     def evaluate(params: Any, x: Any, labels: Any) -> Any:
-        model = for_device(Partial(Apply(work.network), params), work.network)
+        model = model_of(work, params, labels, jnp.array([t]))
         return MODES[mode](model, null)(x, jnp.full((work.batch,), t), labels)
 
     return np.asarray(jax.jit(evaluate)(work.params, work.noise, work.labels))

@@ -8,15 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
 from guidedflow import samplers
 from guidedflow.benchmark.counting import evaluations, network_flops, product_of
 from guidedflow.benchmark.timing import machine, peak_memory, program_bytes, spread, timed
-from guidedflow.benchmark.workload import MODES, SOLVERS, Apply, Workload
+from guidedflow.benchmark.workload import MODES, SOLVERS, Workload, model_of
 from guidedflow.models.attention import pick
-from guidedflow.models.grouping import for_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +35,10 @@ class Program:
 def compile_mode(work: Workload, mode: str) -> Program:
     """Compile one way of sampling this workload."""
     solver, _ = SOLVERS[work.solver]
-    apply = Apply(work.network)
     null = int(work.network.num_classes)
 
     def job(params: PyTree, noise: Array, labels: Array) -> Array:
-        model = MODES[mode](for_device(Partial(apply, params), work.network), null)
+        model = MODES[mode](model_of(work, params, labels, jnp.asarray(work.ts)), null)
         return samplers.sample_ode(model, noise, work.ts, labels, step=solver)
 
     began = time.perf_counter()
@@ -119,6 +116,7 @@ def description(work: Workload) -> dict[str, Any]:
         "batch": work.batch,
         "steps": work.steps,
         "solver": work.solver,
+        "conditioning": work.conditioning,
         "dtype": jnp.dtype(dtype).name,
         "attention": pick(getattr(work.network, "attention", "auto"), dtype)[0],
         "devices": work.devices,

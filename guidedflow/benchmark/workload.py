@@ -10,9 +10,12 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
 from guidedflow import guidance, samplers, times
+from guidedflow.models.grouping import for_device
+from guidedflow.models.modulations import tabulated
 from guidedflow.types import ModelFn
 
 SCALE = 1.5
@@ -68,6 +71,8 @@ class Workload:
       labels: b.
       ts: the grid.
       solver: a name of SOLVERS.
+      conditioning: "each", the network's modulations computed at each step, or "once", tabulated
+        for the whole grid at the start of the job.
     """
 
     network: nn.Module
@@ -76,6 +81,7 @@ class Workload:
     labels: Array
     ts: times.Grid
     solver: str
+    conditioning: str = "each"
 
     @property
     def batch(self) -> int:
@@ -89,6 +95,20 @@ class Workload:
     def devices(self) -> int:
         """How many devices the batch is spread over."""
         return len(self.noise.sharding.device_set)
+
+
+def _image_channels(model: ModelFn, x: Array, t: Array, cond: Array) -> Array:
+    return model(x, t, cond)[..., : x.shape[-1]]
+
+
+def model_of(work: Workload, params: PyTree, labels: Array, ts: Array) -> ModelFn:
+    """Return the unguided model of a job at the times `ts`, in the groups that suit the device."""
+    network, apply = work.network, Apply(work.network)
+    model: ModelFn = Partial(apply, params)
+    if work.conditioning == "once":
+        known = jnp.append(labels, jnp.int32(network.num_classes))
+        model = Partial(_image_channels, tabulated(network, params, ts, known))
+    return for_device(model, network)
 
 
 def random_params(network: nn.Module, shape: tuple[int, ...], seed: int = 0) -> PyTree:
@@ -115,17 +135,19 @@ def make_workload(
     solver: str = "euler",
     seed: int = 0,
     params: PyTree = None,
+    conditioning: str = "each",
 ) -> Workload:
     """Return a sampling job of `batch` images over `steps` steps.
 
     Args:
       params: of the network; None for random ones.
+      conditioning: as `Workload` has it.
     """
     shape = (*network.size, network.channels)
     noise = samplers.draw_noise(jax.random.key(seed), (batch, *shape))
     labels = jnp.arange(batch, dtype=jnp.int32) % network.num_classes
     params = random_params(network, shape, seed) if params is None else params
-    return Workload(network, params, noise, labels, times.uniform_grid(steps), solver)
+    return Workload(network, params, noise, labels, times.uniform_grid(steps), solver, conditioning)
 
 
 def over_devices(work: Workload) -> Workload:

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,27 +26,33 @@ def work():
     return benchmark.make_workload(models.create("tiny"), batch=4, steps=2)
 
 
-def test_the_training_step_keeps_what_was_there_and_counts_three_evaluations():
-    network = models.create("tiny", width=64, patch=2, depth=1)
-    work = benchmark.make_workload(network, batch=4, steps=1)
-    before = jax.tree.map(np.asarray, work.params)
-    figures = benchmark.bench_training(work, 2, silent, {})
-    jax.tree.map(np.testing.assert_array_equal, work.params, before)
+@pytest.fixture(scope="module")
+def block():
+    """One block whose products outweigh the rest."""
+    return benchmark.make_workload(
+        models.create("tiny", width=64, patch=2, depth=1), batch=4, steps=1
+    )
+
+
+def test_the_training_step_keeps_what_was_there_and_counts_three_evaluations(block):
+    before = jax.tree.map(np.asarray, block.params)
+    figures = benchmark.bench_training(block, 1, silent, {})
+    jax.tree.map(np.testing.assert_array_equal, block.params, before)
     # Parameters, average and two moments stay, and there are gradients.
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(work.params))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(block.params))
     assert figures["memory"]["bytes"] > 4 * size
     assert figures["compile_seconds"] > 0
     # Products dominate, and the backward pass has two for each.
     assert 0.9 < figures["compiler_over_formula"] < 1.6
 
 
-@pytest.mark.parametrize("name", ["data", "fsdp", "mesh"])
+@pytest.mark.parametrize("name", ["fsdp", "mesh"])
 def test_strategies_train_over_all_devices(work, name):
     strategy = benchmark.strategy_of(name, (2, 2))
     step = training.step_of(work, strategy=strategy)
     step.run()
     assert strategy.mesh.devices.size == 4
-    assert strategy.mesh.shape["fsdp"] == {"data": 1, "fsdp": 4, "mesh": 2}[name]
+    assert strategy.mesh.shape["fsdp"] == {"fsdp": 4, "mesh": 2}[name]
 
 
 def test_donated_buffers_are_counted_once():
@@ -64,32 +71,28 @@ def test_a_device_that_counts_is_believed(monkeypatch):
     assert timing.peak_memory(lambda: None, 5)["bytes"] == 5
 
 
-def test_where_the_compiler_counts_otherwise_the_formula_stands(monkeypatch):
-    network = models.create("tiny", width=64, patch=2, depth=1)
-    work = benchmark.make_workload(network, batch=4, steps=1)
-    flops, about = benchmark.network_flops(work)
-    assert flops == benchmark.counted_flops(work)
+def test_where_the_compiler_counts_otherwise_the_formula_stands(block, monkeypatch):
+    flops, about = benchmark.network_flops(block)
+    assert flops == benchmark.counted_flops(block)
     assert "compiled" in about["flops_from"]
     monkeypatch.setattr(counting, "counted_flops", lambda work: 0.0)
-    flops, about = benchmark.network_flops(work)
-    assert flops == work.batch * benchmark.dit_flops(work.network)
+    flops, about = benchmark.network_flops(block)
+    assert flops == block.batch * benchmark.dit_flops(block.network)
     assert about["flops_from"].startswith("the formula")
 
 
-def test_the_parts_hold_the_products_of_the_whole():
+def test_the_parts_hold_the_products_of_the_whole(block):
     """Each part's own operations, counted by the compiler, together are the network's."""
-    network = models.create("DiT-S/8", depth=2)
-    work = benchmark.make_workload(network, batch=1, steps=1)
-    n, d = 16, network.width
-    x, c = np.zeros((1, n, d), np.float32), np.zeros((1, d), np.float32)
+    network = block.network
+    x = jnp.zeros((block.batch, 16, network.width))
+    c = jnp.zeros((block.batch, network.width))
     # Embedders and the final layer are what a network without blocks has.
-    total = benchmark.dit_flops(network.clone(depth=0))
+    total = block.batch * benchmark.dit_flops(network.clone(depth=0))
     for name in parts.BLOCK:
         module = parts.Repeated(network, name)
         variables = jax.eval_shape(module.init, jax.random.key(0), x, None, c)
-        lowered = jax.jit(module.apply).lower(variables, x, None, c)
-        total += lowered.cost_analysis()["flops"]
-    assert 0.95 < total / benchmark.counted_flops(work) < 1.05
+        total += jax.jit(module.apply).lower(variables, x, None, c).cost_analysis()["flops"]
+    assert 0.95 < total / benchmark.counted_flops(block) < 1.05
 
 
 def test_other_networks_have_no_parts_and_do_not_grow():
@@ -102,20 +105,16 @@ def test_other_networks_have_no_parts_and_do_not_grow():
 
 
 def test_growth_varies_one_quantity_at_a_time():
-    varied = growth.jobs(models.create("tiny"), batch=2, steps=4, solver="euler")
-    middle = (2, 4, 2, 4)
-
-    def sizes(work):
-        net = work.network
-        return (work.batch, net.grid[0] * net.grid[1], net.depth, work.steps)
-
+    network = models.create("tiny", depth=1)
+    varied = growth.jobs(network, batch=2, steps=4, solver="euler", factors=(1.0, 2.0))
     for place, (quantity, points) in enumerate(varied.items()):
         assert quantity == growth.QUANTITIES[place]
-        assert len(points) >= 3
+        assert len(points) == 2
         for value, work in points:
-            wanted = list(middle)
+            wanted = [2, 4, 1, 4]
             wanted[place] = value
-            assert sizes(work) == tuple(wanted)
+            assert growth.size_of(work) == tuple(wanted)
+            assert sum(name.startswith("blocks") for name in work.params) == work.network.depth
 
 
 def test_the_fit_finds_a_line_and_a_parabola():
@@ -127,19 +126,15 @@ def test_the_fit_finds_a_line_and_a_parabola():
     assert growth.fitted([1, 2, 3, 4], [1.0, 5.0, 1.0, 5.0])["r_squared"] < 0.5
 
 
-def test_the_command_sweeps_batches_and_draws_parts(tmp_path, capsys):
+def test_the_command_sweeps_batches(tmp_path):
     common = ["--preset=tiny", "--steps=1", "--repeats=1", "--modes=none", f"--out={tmp_path}"]
     assert main(["bench", *common, "--batches=1,2"]) == 0
     figures = json.loads((tmp_path / "batches.json").read_text())
     assert [one["workload"]["batch"] for one in figures["sweep"]] == [1, 2]
-    assert main(["bench", *common, "--batch=1", "--parts"]) == 0
-    assert "whole less the sum" in capsys.readouterr().out
-    for name in ("batches.png", "bench.png", "parts.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "batches.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_command_draws_growth(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(growth, "FACTORS", (0.5, 1.0))
     monkeypatch.setattr(growth.jobs, "__defaults__", ((0.5, 1.0),))
     monkeypatch.setattr(growth.bench_growth, "__defaults__", ((0.5, 1.0),))
     options = ["--preset=tiny", "--batch=2", "--steps=2", "--repeats=1", "--modes=none", "--grow"]

@@ -62,11 +62,14 @@ def test_evaluations_are_those_that_the_model_is_called_for(work, mode, count):
 
 def test_ratios_within_one_run(work):
     """Two branches cost more than one, and no guidance anywhere costs no second branch."""
-    figures = benchmark.bench(work, ["none", "vmapped", "outside"], repeats=9)
+    figures = benchmark.bench(work, ["none", "vmapped", "outside", "interval"], repeats=9)
     ratio = {row["mode"]: row["times_unguided"] for row in figures["rows"]}
     assert ratio["none"]["median"] == 1
     # About 1 against about 2; a second branch outside the interval would make them equal.
     assert ratio["outside"]["median"] < 0.75 * ratio["vmapped"]["median"]
+    # 8, 13 and 16 evaluations.
+    least = {mode: min(taken) for mode, taken in figures["seconds"].items()}
+    assert least["none"] < least["interval"] < least["vmapped"]
     assert figures["peak_flops"]["min"] > 0
     assert figures["workload"]["parameters"] > 0
     # What every job holds at least: parameters, noise and images.
@@ -98,16 +101,6 @@ def test_one_scan_is_not_slower_than_a_python_loop_of_compiled_steps(work):
     assert min(np.divide(seconds["scan"], seconds["loop"])) < 1
 
 
-def test_an_interval_costs_less_than_guidance_everywhere_and_more_than_none(work):
-    runs = {
-        mode: benchmark.compile_mode(work, mode).run for mode in ("none", "interval", "vmapped")
-    }
-    seconds = benchmark.timed(runs, 15, lambda line: None)
-    least = {mode: min(taken) for mode, taken in seconds.items()}
-    # 8, 13 and 16 evaluations.
-    assert least["none"] < least["interval"] < least["vmapped"]
-
-
 def test_a_second_job_of_every_mode_traces_nothing(work):
     """Other parameters, noise and labels, and wrappers built anew: one program a mode serves."""
     traced = []
@@ -133,12 +126,15 @@ def test_a_second_job_of_every_mode_traces_nothing(work):
 def test_the_command_writes_a_table_json_and_a_picture(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     arguments = ["--preset=tiny", "--batch=2", "--steps=2", "--repeats=1", "--modes=none,vmapped"]
-    assert main(["bench", *arguments, f"--out={tmp_path}/new"]) == 0
-    assert "vmapped" in capsys.readouterr().out
+    assert main(["bench", *arguments, "--parts", f"--out={tmp_path}/new"]) == 0
+    out = capsys.readouterr().out
+    assert "vmapped" in out
+    assert "whole less the sum" in out
     figures = json.loads((tmp_path / "new" / "bench.json").read_text())
     assert [row["mode"] for row in figures["rows"]] == ["none", "vmapped"]
-    assert (tmp_path / "new" / "bench.png").read_bytes().startswith(b"\x89PNG")
-    assert len(list((tmp_path / "new").iterdir())) == 2
+    for name in ("bench.png", "parts.png"):
+        assert (tmp_path / "new" / name).read_bytes().startswith(b"\x89PNG")
+    assert len(list((tmp_path / "new").iterdir())) == 3
 
 
 @pytest.mark.parametrize(
