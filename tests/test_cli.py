@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from guidedflow import cli
-from guidedflow.training import integrity, workdir
+from guidedflow.training import integrity, loop, workdir
 from guidedflow.training.checkpoint import SaveError, path_of, steps_in
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +154,17 @@ def test_a_checkpoint_of_a_newer_version_is_one_line(trained, tmp_path, capsys, 
     line = fails(capsys, command, f"--workdir={tmp_path / 'run'}", *arguments.get(command, []))
     assert "was written by a newer guidedflow (format 2, this one reads up to 1)" in line
     assert steps_in(tmp_path / "run" / "checkpoints") == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("stopped", "options", "code"),
+    [(True, [], 0), (True, ["--stop_code=75"], 75), (False, ["--stop_code=75"], 0)],
+)
+def test_a_stopped_run_ends_with_the_code_that_was_asked_for(
+    tmp_path, monkeypatch, stopped, options, code
+):
+    monkeypatch.setattr(loop, "train", lambda *given, **options: loop.Outcome(None, stopped))
+    assert cli.main(["train", DIGITS, f"--workdir={tmp_path}", *options]) == code
 
 
 def test_an_existing_run_wants_resume(trained, capsys):

@@ -3,7 +3,10 @@
   guidedflow train --config=configs/digits.py --workdir=runs/digits [--config.x.y=value] [--resume]
 
 Several hosts: the same command on each, with --distributed where a cluster says who is who (SLURM,
-Open MPI, Cloud TPU, GKE), or with --coordinator=host:port --process_count=N --process_index=I.
+Open MPI, Cloud TPU, TPU nodes of GKE), or with --coordinator=host:port --process_count=N --process_index=I.
+
+SIGTERM saves and ends the run with exit code 0, or with --stop_code=N where a scheduler starts again only
+what failed.
 """
 
 import importlib.util
@@ -42,6 +45,9 @@ def _flags(config: ConfigDict, arguments: list[str]) -> flags.FlagValues:
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_bool("resume", False, "go on from the newest checkpoint", flag_values=values)
+    flags.DEFINE_integer(
+        "stop_code", 0, "exit code of a run that was stopped, and saved", flag_values=values
+    )
     flags.DEFINE_bool("distributed", False, "join the cluster's processes", flag_values=values)
     flags.DEFINE_string("coordinator", None, "host:port of process 0", flag_values=values)
     flags.DEFINE_integer("process_count", None, "processes in all", flag_values=values)
@@ -102,7 +108,7 @@ def _say_failed_saves_once() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Train; return 0 when the last step is reached or the run stopped as asked."""
+    """Train; return 0 when the last step is reached, --stop_code when the run stopped as asked."""
     if arguments in (["--help"], ["-h"]):
         print(__doc__)
         print("The fields of a config, with their defaults:\n")
@@ -115,5 +121,5 @@ def main(arguments: list[str]) -> int:
     )
     from guidedflow.training.loop import train  # after the processes have joined
 
-    train(values.config, Path(values.workdir), resume=values.resume)
-    return 0
+    outcome = train(values.config, Path(values.workdir), resume=values.resume)
+    return values.stop_code if outcome.stopped else 0
