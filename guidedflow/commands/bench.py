@@ -43,6 +43,11 @@ def parser() -> Parser:
     options.add_argument(
         "--dtype", help="float32 or bfloat16 (default: what the device is fast in)"
     )
+    options.add_argument(
+        "--conditioning",
+        default="each",
+        help="a DiT's modulations computed at each step (default), or once for the whole grid",
+    )
     options.add_argument("--attention", default="auto", help="auto, xla, cudnn or cpu")
     options.add_argument(
         "--strategy",
@@ -200,7 +205,9 @@ def mesh_of(options: argparse.Namespace) -> tuple[int, int]:
 def measure(network: Any, batch: int, options: argparse.Namespace, report: Report) -> dict:
     """Measure one batch: sampling, other programs beside it, training, parts; print and return it."""
     modes = options.modes.split(",")
-    plain = benchmark.make_workload(network, batch, options.steps, options.solver)
+    plain = benchmark.make_workload(
+        network, batch, options.steps, options.solver, conditioning=options.conditioning
+    )
     work = plain if options.strategy == "one" else benchmark.over_devices(plain)
     names = options.against.split(",") if options.against else []
     found = peers_of(work, names, modes, report)
@@ -230,6 +237,9 @@ def check(options: argparse.Namespace) -> list[int]:
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
     choose("solver", options.solver, benchmark.SOLVERS)
+    choose("conditioning", options.conditioning, {"each": None, "once": None})
+    if options.conditioning == "once" and options.solver not in ("euler", "heun"):
+        raise ValueError(f"--conditioning=once: {options.solver} leaves the grid's times")
     choose("strategy", options.strategy, dict.fromkeys(benchmark.STRATEGIES))
     mesh_of(options)
     for mode in options.modes.split(","):
