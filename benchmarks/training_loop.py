@@ -2,10 +2,11 @@
 
   .venv/bin/python benchmarks/training_loop.py --config=configs/digits.py     # about 2 minutes
 
-Three figures: how long the loop waits for input, on the config's data and on pictures of 32×32×3
-made for it, read from PNG files; how much slower the loop is than the same compiled step called over
-and over on batches that lie on the device, interval by interval in one process; and the time from starting
-`guidedflow train` to the end of its first step, with programs compiled by an earlier start.
+Three figures: how long the loop waits for input, on the config's data and on pictures of 32×32×3 made for
+it, read from PNG files; how much slower the loop is than the same compiled step called over and over on
+batches that lie on the device, interval by interval in one process; and the time from starting
+`guidedflow train` to the end of its first step, with programs compiled by an earlier start. Needs Linux,
+which tells what other processes took meanwhile.
 """
 
 import argparse
