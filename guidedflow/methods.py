@@ -110,6 +110,8 @@ GUIDANCE: Mapping[str, Guide] = {
     "frequency-decoupled": lambda model, null, scale, path: classifier_free(
         model, null, scale, rule=guidance.frequency_decoupled()
     ),
+    # Approximate: two branches in one step of three.
+    "reuse": lambda model, null, scale, path: guidance.reuse(model, null, scale),
     "plus-plus": lambda model, null, scale, path: guidance.plus_plus(model, null, scale),
     "none": lambda model, null, scale, path: model,
 }

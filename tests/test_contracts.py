@@ -124,6 +124,7 @@ GUIDANCE = {
     "interval": Case(
         lambda m, w: guidance.classifier_free(m, CLASSES, guidance.interval(w, 0.3, 0.8))
     ),
+    "reuse": Case(lambda m, w: guidance.reuse(m, CLASSES, w, every=2)),
     "autoguidance": Case(lambda m, w: guidance.extrapolate(m, guidance.fixed(m, CLASSES), w)),
     "classifier": Case(lambda m, w: guidance.classifier(m, PATH, log_prob, w)),
     "rescale": Case(

@@ -130,11 +130,11 @@ def reuse(
     d(t) = d₁ + (t - t₁) / (t₁ - t₀) (d₁ - d₀),   dₖ = c - u as taken at t₁ and, before that, at t₀.
 
     Approximate: the error is of order `order` + 1 in the time from t₁. every = 1 and w = 1 are
-    `classifier_free`. The steps between cost one branch, within the one compiled program. It pays with
-    solvers of order one, whose own error hides it; with Heun's method, take fewer steps instead
-    (experiments/reused_difference.py). Steps in which a schedule is 1 evaluate the conditional branch
-    alone and end what is remembered. A step's second evaluation is treated as its first; called by
-    itself, outside a sampler, it is `classifier_free`.
+    `classifier_free`. The steps between cost one branch, within the one compiled program. It pays where
+    the solver's own error hides it: with Euler it saved 30% of the evaluations at equal error, with Heun
+    14% on digits and nothing on a mixture (experiments/reused_difference.py). Steps in which a schedule
+    is 1 evaluate the conditional branch alone and end what is remembered. A step's second evaluation is
+    treated as its first; called by itself, outside a sampler, it is `classifier_free`.
 
     Args:
       model, null, scale, rule, branches: as for `classifier_free`.
@@ -143,9 +143,9 @@ def reuse(
         d as it was.
     Raises:
       ValueError: as `classifier_free`, every is below 1, or order is neither 0 nor 1.
-    Source: order 0 is the cache of Lv et al. 2024 (FasterCache), section 3.3, without its weights
-      for low and high frequencies; Castillo et al. 2023 (LinearAG), section 5, guess the second branch
-      from earlier steps by coefficients that are fitted beforehand. The line is our own.
+    Source: order 0 is the CFG cache of Lv et al. 2024 (FasterCache) without its weights for low and
+      high frequencies; Castillo et al. 2023 (LinearAG) guess the second branch from earlier steps by
+      coefficients that are fitted beforehand. The line is our own.
     """
     check_scale(scale)
     check_stateless("reuse", model)
