@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from guidedflow.models.attention import attention, pick
 from guidedflow.models.conditioning import Modulation, check_input, embed_condition
 from guidedflow.models.embeddings import grid_positions
-from guidedflow.models.layers import MLP, Dense, modulate, normalize, patchify, unpatchify
+from guidedflow.models.layers import MLP, Dense, adaptive_normalize, patchify, unpatchify
 from guidedflow.models.perturbations import blur_tokens, check_perturbation
 from guidedflow.models.sizes import height_and_width
 from guidedflow.models.stacking import check_remat, rematerialized, run_stack
@@ -106,9 +106,9 @@ class Block(nn.Module):
             self.dtype,
             name="attn",
         )
-        inner = modulate(normalize(x), shift1, scale1).astype(self.dtype)
+        inner = adaptive_normalize(x, shift1, scale1).astype(self.dtype)
         y = x + gate1[:, None, :] * attend(inner, active)
-        inner = modulate(normalize(y), shift2, scale2).astype(self.dtype)
+        inner = adaptive_normalize(y, shift2, scale2).astype(self.dtype)
         y = y + gate2[:, None, :] * MLP(self.hidden, dtype=self.dtype, name="mlp")(inner)
         if self.perturbation != "skip":
             return y
@@ -131,7 +131,7 @@ class FinalLayer(nn.Module):
         if x is None:
             return modulation
         shift, scale = jnp.split(modulation, 2, axis=-1)
-        inner = modulate(normalize(x), shift, scale).astype(self.dtype)
+        inner = adaptive_normalize(x, shift, scale).astype(self.dtype)
         return Dense(self.features, kernel_init=_ZEROS, dtype=self.dtype, name="linear")(inner)
 
 
