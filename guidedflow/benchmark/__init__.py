@@ -25,6 +25,7 @@ from guidedflow.benchmark.workload import (
     Apply,
     Workload,
     make_workload,
+    model_of,
     over_devices,
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "growth_table",
     "machine",
     "make_workload",
+    "model_of",
     "network_flops",
     "over_devices",
     "parts_table",

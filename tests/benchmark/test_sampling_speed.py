@@ -1,5 +1,6 @@
 """The benchmark counts what it says, and its ratios hold within one run; no absolute times."""
 
+import dataclasses
 import itertools
 import json
 
@@ -156,3 +157,35 @@ def test_bad_options_are_one_line_and_exit_code_2(arguments, says, capsys, monke
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
+
+
+def test_what_the_branches_have_in_common_is_computed_once(work):
+    """Image and time are those of both branches: vmapped, the patches are embedded once."""
+
+    def operations(mode):
+        guided = benchmark.MODES[mode](benchmark.model_of(work, work.params, work.labels, None), 10)
+        t = jnp.full(work.batch, 0.5)
+        return jax.jit(guided).lower(work.noise, t, work.labels).cost_analysis()["flops"]
+
+    network = work.network
+    tokens = work.batch * network.grid[0] * network.grid[1]
+    embedding = 2 * tokens * network.patch**2 * network.channels * network.width
+    assert operations("concatenated") - operations("vmapped") >= embedding
+
+
+def test_tabulated_modulations_are_the_same_job(work):
+    """Conditioning once for the whole grid gives the images of conditioning at each step."""
+
+    def images(conditioning):
+        job = dataclasses.replace(work, conditioning=conditioning)
+        model = benchmark.model_of(job, job.params, job.labels, jnp.asarray(job.ts))
+        guided = benchmark.MODES["vmapped"](model, 10)
+        return samplers.sample_ode(guided, job.noise, job.ts, job.labels, step=samplers.euler)
+
+    np.testing.assert_allclose(images("once"), images("each"), atol=2e-5)
+
+
+def test_only_solvers_of_the_grid_take_a_table(capsys):
+    arguments = ["bench", "--preset=tiny", "--conditioning=once", "--solver=rk4"]
+    assert main(arguments) == 2
+    assert "leaves the grid's times" in capsys.readouterr().err
