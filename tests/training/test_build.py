@@ -158,3 +158,16 @@ def test_every_config_takes_a_step(path, monkeypatch):
     state, metrics = jax.jit(task.step())(state, batch, jax.random.key(0))
     assert float(metrics["finite"]) == 1
     assert int(state.step) == 1
+
+
+def test_what_is_drawn_while_training_is_guided_by_the_scale(tiny):
+    """null + w (cond - null), of the same parameters."""
+    task = build(tiny)
+    params = task.init(jax.random.key(0)).params
+    x = jax.random.normal(jax.random.key(1), (3, *task.dataset.image_shape))
+    t, label = jnp.full(3, 0.4), jnp.arange(3)
+    plain = task.model(params)
+    cond, null = plain(x, t, label), plain(x, t, jnp.full(3, task.dataset.num_classes))
+    guided = task.guided(params, 3.0)(x, t, label)
+    np.testing.assert_allclose(guided, null + 3 * (cond - null), rtol=1e-4, atol=1e-5)
+    assert np.abs(guided - cond).max() > 1e-2
