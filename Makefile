@@ -54,7 +54,7 @@ demo: $(READY)
 	@echo "pictures: $(RUN)/samples-w1.png samples-w2.png samples-w4.png loss.png"
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n $(JOBS) --dist=loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 contracts: $(READY)
 	@ALL_PAIRS=1 $(BIN)/python -m pytest -n $(JOBS) tests/test_contracts.py $(ARGS)
@@ -71,7 +71,7 @@ $(PEERS_READY): requirements.lock pyproject.toml
 	@touch $@
 
 test-peers: $(PEERS_READY)
-	@$(PEERS)/bin/python -m pytest -n $(JOBS) --dist=loadfile $(ARGS)
+	@$(PEERS)/bin/python -m pytest -n $(JOBS) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 torture: $(READY)
 	@$(BIN)/python tests/torture.py $(ARGS)

@@ -26,6 +26,17 @@ def pytest_make_parametrize_id(config, val, argname):
     return getattr(val, "__name__", type(val).__name__) if callable(val) else None
 
 
+# Files that take long, or wait for processes of their own: begun first, none is left over for one
+# worker at the end.
+FIRST = ("test_processes.py", "test_contracts.py", "test_more_figures.py", "test_experiments.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest files; the others keep their order."""
+    rank = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(FIRST)))
+
+
 modules = itertools.count(1)
 
 
