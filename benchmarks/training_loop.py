@@ -53,11 +53,11 @@ class Others:
         return np.array([seconds[0] - time.process_time(), seconds[1]])
 
     def share(self) -> float:
-        """Return it, between 0 and 1."""
+        """Return it, between 0 and 1; 1 where less than a tick of the clock has passed."""
         now = self._read()
         work, whole = now - self._last
         self._last = now
-        return float(work / whole)
+        return float(work / whole) if whole > 0 else 1.0
 
 
 class InTurn(loop.Run):
