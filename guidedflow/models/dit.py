@@ -65,6 +65,18 @@ class Attention(nn.Module):
         return Dense(x.shape[-1], dtype=self.dtype, name="proj")(merged)
 
 
+def _modulation(x: Array | None, c: Array, parts: int, dtype: Any) -> Array:
+    """Return the modulation b parts·d of condition c, or c itself where it is one already.
+
+    Call it inside a module's compact method, whose `adaLN_modulation` its parameters become.
+    """
+    if x is not None and c.shape[-1] != x.shape[-1]:
+        return c
+    width = parts * c.shape[-1]
+    dense = Dense(width, kernel_init=_ZEROS, dtype=dtype, name="adaLN_modulation")
+    return dense(nn.silu(c))
+
+
 class Block(nn.Module):
     """A transformer block whose normalisations and residuals are driven by the condition.
 
@@ -90,10 +102,7 @@ class Block(nn.Module):
 
         `c` is the condition, b d, or its modulation, which is then not computed again.
         """
-        modulation = c
-        if x is None or c.shape[-1] == x.shape[-1]:
-            name, width = "adaLN_modulation", 6 * c.shape[-1]
-            modulation = Dense(width, kernel_init=_ZEROS, dtype=self.dtype, name=name)(nn.silu(c))
+        modulation = _modulation(x, c, 6, self.dtype)
         if x is None:
             return modulation
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
@@ -124,10 +133,7 @@ class FinalLayer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"] | None, c: Float[Array, "b _"]) -> Array:
         """Return the patches' values; without tokens, the modulation b 2·d. `c` as in `Block`."""
-        modulation = c
-        if x is None or c.shape[-1] == x.shape[-1]:
-            name, width = "adaLN_modulation", 2 * c.shape[-1]
-            modulation = Dense(width, kernel_init=_ZEROS, dtype=self.dtype, name=name)(nn.silu(c))
+        modulation = _modulation(x, c, 2, self.dtype)
         if x is None:
             return modulation
         shift, scale = jnp.split(modulation, 2, axis=-1)
