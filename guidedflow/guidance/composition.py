@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from guidedflow.guidance.branches import Branches, check_stateless, vmapped
-from guidedflow.guidance.extrapolation import guides_nowhere
+from guidedflow.guidance.extrapolation import where_guided
 from guidedflow.guidance.projections import along
 from guidedflow.guidance.spaces import wide
 from guidedflow.types import (
@@ -135,11 +135,7 @@ class Perpendicular:
             first = jax.tree.map(lambda leaf: leaf[0], each)
             return first._replace(velocity=velocity, renoise=velocity)
 
-        if guides_nowhere(self.scale):
-            return positive_alone(), state
-        if not callable(self.scale):
-            return guided(), state
-        return jax.lax.cond(jnp.all(jnp.asarray(w) == 1), positive_alone, guided), state
+        return where_guided(self.scale, w, guided, positive_alone), state
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
         return self.evaluate((), x, t, cond, t)[0].velocity

@@ -6,6 +6,7 @@ steps; `init` and `__call__` carry it.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -75,6 +76,22 @@ def guides_nowhere(scale: Scale) -> bool:
     return isinstance(scale, int | float) and scale == 1
 
 
+def where_guided(
+    scale: Scale, w: Array | float, guided: Callable[[], Any], alone: Callable[[], Any]
+) -> Any:
+    """Return `alone()` where a schedule is 1 and `guided()` elsewhere, evaluating no more than that.
+
+    Args:
+      scale: number, array or schedule; only a schedule chooses while the program runs.
+      w: its value at this step.
+    """
+    if guides_nowhere(scale):
+        return alone()
+    if not callable(scale):
+        return guided()
+    return jax.lax.cond(jnp.all(jnp.asarray(w) == 1), alone, guided)
+
+
 @pytree
 class ClassifierFree:
     """Made by `classifier_free`."""
@@ -101,11 +118,7 @@ class ClassifierFree:
             return apply_rule(self.rule, strong, weak, w, x, t, state)
 
         w = scale_at(self.scale, at)
-        if guides_nowhere(self.scale):
-            return conditional_alone()
-        if not callable(self.scale):
-            return guided()
-        return jax.lax.cond(jnp.all(jnp.asarray(w) == 1), conditional_alone, guided)
+        return where_guided(self.scale, w, guided, conditional_alone)
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
         return self.evaluate(self.init(x), x, t, cond, t)[0].velocity
@@ -172,11 +185,7 @@ class Extrapolate:
             return apply_rule(self.rule, strong, weak, w, x, t, state)
 
         w = scale_at(self.scale, at)
-        if guides_nowhere(self.scale):
-            return model_alone()
-        if not callable(self.scale):
-            return guided()
-        return jax.lax.cond(jnp.all(jnp.asarray(w) == 1), model_alone, guided)
+        return where_guided(self.scale, w, guided, model_alone)
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
         return self.evaluate(self.init(x), x, t, cond, t)[0].velocity

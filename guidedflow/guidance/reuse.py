@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from guidedflow.guidance.branches import Branches, check_stateless, vmapped
-from guidedflow.guidance.extrapolation import Affine, Rule, apply_rule, guides_nowhere
+from guidedflow.guidance.extrapolation import Affine, Rule, apply_rule, where_guided
 from guidedflow.types import (
     Cond,
     Evaluation,
@@ -88,11 +88,7 @@ class Reuse:
             due = (state.age >= self.every) | (state.taken <= self.order)
             return jax.lax.cond(due, both, one)
 
-        if guides_nowhere(self.scale):
-            return conditional_alone()
-        if not callable(self.scale):
-            return guided()
-        return jax.lax.cond(jnp.all(jnp.asarray(w) == 1), conditional_alone, guided)
+        return where_guided(self.scale, w, guided, conditional_alone)
 
     def _take(self, state: Kept, difference: Array, t: Array) -> Kept:
         when = t.astype(jnp.float32)
