@@ -43,7 +43,7 @@ def test_the_training_step_keeps_what_was_there_and_counts_three_evaluations(blo
     assert figures["memory"]["bytes"] > 4 * size
     assert figures["compile_seconds"] > 0
     # Products dominate, and the backward pass has two for each.
-    assert 0.9 < figures["compiler_over_formula"] < 1.6
+    assert 0.9 < figures["counted_over_formula"] < 1.6
 
 
 @pytest.mark.parametrize("name", ["fsdp", "mesh"])
