@@ -14,7 +14,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from guidedflow.models.attention import attention
-from guidedflow.models.layers import Dense, Initializer, folded_product
+from guidedflow.models.layers import Dense, Initializer
+from guidedflow.models.products import folded_product
 
 _ZEROS = nn.initializers.zeros_init()
 

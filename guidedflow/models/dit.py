@@ -5,6 +5,7 @@ those of the public DiT and SiT checkpoints, with `kernel` for a transposed `wei
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,8 +19,10 @@ from guidedflow.models.conditioning import Modulation, check_input, embed_condit
 from guidedflow.models.embeddings import grid_positions
 from guidedflow.models.layers import MLP, Dense, adaptive_normalize, patchify, unpatchify
 from guidedflow.models.perturbations import blur_tokens, check_perturbation
+from guidedflow.models.products import BACKENDS
 from guidedflow.models.sizes import height_and_width
 from guidedflow.models.stacking import check_remat, rematerialized, run_stack
+from guidedflow.registry import choose
 
 _ZEROS = nn.initializers.zeros_init()
 
@@ -33,6 +36,7 @@ class Attention(nn.Module):
       perturbation: "none"; "identity_attention", each token attends to itself; "blur" of queries.
       grid, blur_sigma: of the blur.
       dtype: compute dtype.
+      products: see `products.product`.
     """
 
     heads: int
@@ -41,10 +45,12 @@ class Attention(nn.Module):
     grid: tuple[int, int]
     blur_sigma: float
     dtype: Any
+    products: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], active: Array | None) -> Float[Array, "b n d"]:
-        packed = Dense(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x)
+        dense = partial(Dense, dtype=self.dtype, products=self.products)
+        packed = dense(3 * x.shape[-1], name="qkv")(x)
         q, k, v = rearrange(packed, "b n (three h d) -> three b n h d", three=3, h=self.heads)
 
         def plain() -> Array:
@@ -62,7 +68,7 @@ class Attention(nn.Module):
         else:
             mixed = jax.lax.cond(active, perturbed, plain)
         merged = rearrange(mixed, "b n h d -> b n (h d)")
-        return Dense(x.shape[-1], dtype=self.dtype, name="proj")(merged)
+        return dense(x.shape[-1], name="proj")(merged)
 
 
 def _modulation(x: Array | None, c: Array, parts: int, dtype: Any) -> Array:
@@ -93,6 +99,7 @@ class Block(nn.Module):
     grid: tuple[int, int]
     blur_sigma: float
     dtype: Any
+    products: str
 
     @nn.compact
     def __call__(
@@ -113,12 +120,14 @@ class Block(nn.Module):
             self.grid,
             self.blur_sigma,
             self.dtype,
+            self.products,
             name="attn",
         )
         inner = adaptive_normalize(x, shift1, scale1).astype(self.dtype)
         y = x + gate1[:, None, :] * attend(inner, active)
         inner = adaptive_normalize(y, shift2, scale2).astype(self.dtype)
-        y = y + gate2[:, None, :] * MLP(self.hidden, dtype=self.dtype, name="mlp")(inner)
+        mlp = MLP(self.hidden, self.dtype, self.products, name="mlp")
+        y = y + gate2[:, None, :] * mlp(inner)
         if self.perturbation != "skip":
             return y
         return x if active is None else jnp.where(active, x, y)
@@ -167,6 +176,8 @@ class DiT(nn.Module):
         even the fastest by one radian, and nearby times look alike.  1000 here; SiT has 1.
       dtype: compute dtype; bfloat16 on accelerators, float32 on CPU, where it is faster.
       attention: backend, see `attention.attention`.
+      products: who computes the products of the blocks, see `products.product`: "xla"; or "amx", on a
+        CPU that has AMX.
       scan_layers: compile one block and scan it; see `stacking.stack_blocks` for the parameters.
       remat: what the backward pass keeps, see `stacking.check_remat`.
       perturb_blocks: indices in [0, depth) of the blocks that `perturbation` is done to.
@@ -190,6 +201,7 @@ class DiT(nn.Module):
     time_scale: float = 1000.0
     dtype: Any = jnp.float32
     attention: str = "auto"
+    products: str = "xla"
     scan_layers: bool = False
     remat: str = "none"
     perturb_blocks: tuple[int, ...] = ()
@@ -205,6 +217,7 @@ class DiT(nn.Module):
         if self.width % 4:
             raise ValueError(f"width: expected a multiple of 4, got {self.width}")
         pick(self.attention, self.dtype)
+        choose("products", self.products, BACKENDS)
         check_remat(self.remat)
         check_perturbation(self.perturbation, self.perturb_blocks, self.depth, self.blur_sigma)
         super().__post_init__()
@@ -276,5 +289,6 @@ class DiT(nn.Module):
             self.grid,
             self.blur_sigma,
             self.dtype,
+            self.products,
             name=name,
         )

@@ -10,49 +10,35 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from guidedflow.models.folding import fold_mapped
+from guidedflow.models.products import product
 
 Initializer = Callable[..., Array]
-
-
-def _product(x: Float[Array, "rows d"], kernel: Float[Array, "d k"]) -> Float[Array, "rows k"]:
-    return x @ kernel
-
-
-def _cpu_product(x: Float[Array, "rows d"], kernel: Float[Array, "d k"]) -> Float[Array, "rows k"]:
-    # XLA's CPU compiler has fast 16-bit products (AMX) only for those that end in float32.
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.matmul(x, kernel, preferred_element_type=dtype).astype(x.dtype)
-
-
-folded_product = fold_mapped(_cpu_product, (True, False))
 
 
 class Dense(nn.Module):
     """y = x·kernel + bias over the last axis, as one product of two matrices.
 
     All leading axes are folded into rows first; on CPU so is an axis that `vmap` adds (`folding`).
-    On accelerators the added axis stays an axis: their compilers fold it themselves, and a reshape
-    here would tear a batch that is sharded over devices.
 
     Attributes:
       features: k, the size of the last axis of the result.
       kernel_init, bias_init: initialisers of the float32 parameters `kernel` (d, k), `bias` (k,).
       dtype: of the product and of the result.
+      products: who computes it, see `products.product`.
     """
 
     features: int
     kernel_init: Initializer = nn.initializers.xavier_uniform()
     bias_init: Initializer = nn.initializers.zeros_init()
     dtype: Any = jnp.float32
+    products: str = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows k"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-        product = folded_product if jax.default_backend() == "cpu" else _product
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        y = product(rows, kernel.astype(self.dtype)) + bias.astype(self.dtype)[None]
+        y = product(rows, kernel.astype(self.dtype), self.products) + bias.astype(self.dtype)[None]
         return y.reshape(*x.shape[:-1], self.features)
 
 
@@ -67,15 +53,17 @@ class MLP(nn.Module):
     Attributes:
       hidden: width between the two layers.
       dtype: compute dtype.
+      products: see `products.product`.
     """
 
     hidden: int
     dtype: Any = jnp.float32
+    products: str = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
-        hidden = _gelu(Dense(self.hidden, dtype=self.dtype, name="fc1")(x))
-        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)
+        dense = partial(Dense, dtype=self.dtype, products=self.products)
+        return dense(x.shape[-1], name="fc2")(_gelu(dense(self.hidden, name="fc1")(x)))
 
 
 def normalize(x: Float[Array, "*rows d"], epsilon: float = 1e-6) -> Float[Array, "*rows d"]:

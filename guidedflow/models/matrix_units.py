@@ -1,0 +1,93 @@
+"""A float32 product on the matrix units (AMX) of x86-64 processors, as a primitive of JAX.
+
+The units multiply bfloat16 and add in float32.  Split into three bfloat16 of falling size,
+a = a₀ + a₁ + a₂ to all 24 bits, two float32 matrices have the product
+
+  a·b ≈ a₀b₀ + a₁b₀ + a₂b₀ + a₀b₁ + a₁b₁ + a₀b₂,
+
+whose left-out terms are below float32's rounding.  `product.cc` computes it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
+
+from guidedflow.models import native
+
+
+def multiply(
+    x: Float[Array, "*stack m k"],
+    y: Float[Array, "*stack k n"],
+    transpose_x: bool = False,
+    transpose_y: bool = False,
+) -> Float[Array, "*stack m n"]:
+    """Return the product of two matrices, or of two stacks of them entry by entry.
+
+    Differentiable to every order, forwards and backwards; `vmap` folds an axis of `x` alone into its
+    rows and makes stacks of any other.  Infinite entries give NaN, and numbers below 1e-38 count as 0.
+    Partitioned by a mesh it is computed whole on every device; under `shard_map` and `pmap` it is not.
+
+    Args:
+      x, y: float32, of rank 2, or both of rank 3.
+      transpose_x, transpose_y: whether the last two axes of an operand are read the other way round.
+    Raises:
+      ValueError: other dtypes or ranks, or shapes that do not go together.
+      native.Unavailable: see `native.load`.
+    """
+    native.load()
+    return _product.bind(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
+
+
+def _result(x: Any, y: Any, *, transpose_x: bool, transpose_y: bool) -> jax.core.ShapedArray:
+    (*stack, m, k), (*others, l, n) = x.shape, y.shape
+    m, k = (k, m) if transpose_x else (m, k)
+    l, n = (n, l) if transpose_y else (l, n)
+    fits = stack == others and len(stack) < 2 and k == l
+    if not fits or x.dtype != jnp.float32 or y.dtype != jnp.float32:
+        raise ValueError(f"no product of {x.dtype}{x.shape} and {y.dtype}{y.shape}")
+    return jax.core.ShapedArray((*stack, m, n), x.dtype)
+
+
+def _call(x: Array, y: Array, *, transpose_x: bool, transpose_y: bool) -> Array:
+    result = _result(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
+    call = jax.ffi.ffi_call(native.TARGET, jax.ShapeDtypeStruct(result.shape, result.dtype))
+    return call(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
+
+
+def _to_x(ct: Array, x: Any, y: Array, *, transpose_x: bool, transpose_y: bool) -> Array:
+    if transpose_x:
+        return multiply(y, ct, transpose_y, True)
+    return multiply(ct, y, False, not transpose_y)
+
+
+def _to_y(ct: Array, x: Array, y: Any, *, transpose_x: bool, transpose_y: bool) -> Array:
+    if transpose_y:
+        return multiply(ct, x, True, transpose_x)
+    return multiply(x, ct, not transpose_x, False)
+
+
+def _mapped(
+    operands: Any, axes: Any, *, transpose_x: bool, transpose_y: bool
+) -> tuple[Array, int]:
+    (x, y), (x_axis, y_axis) = operands, axes
+    if y_axis is None and y.ndim == 2 and not transpose_x:
+        x = jnp.moveaxis(x, x_axis, 0)
+        rows = multiply(x.reshape(-1, x.shape[-1]), y, False, transpose_y)
+        return rows.reshape(*x.shape[:2], rows.shape[-1]), 0
+    size = y.shape[y_axis] if x_axis is None else x.shape[x_axis]
+    stacks = [batching.bdim_at_front(v, axis, size) for v, axis in ((x, x_axis), (y, y_axis))]
+    merged = [stack.reshape(-1, *stack.shape[-2:]) for stack in stacks]
+    result = multiply(*merged, transpose_x, transpose_y)
+    return result.reshape(*stacks[0].shape[:-2], *result.shape[-2:]), 0
+
+
+_product = Primitive("guidedflow_product")
+_product.def_abstract_eval(_result)
+_product.def_impl(jax.jit(_call, static_argnames=("transpose_x", "transpose_y")))
+mlir.register_lowering(_product, mlir.lower_fun(_call, multiple_results=False), platform="cpu")
+ad.defbilinear(_product, _to_x, _to_y)
+batching.primitive_batchers[_product] = _mapped
