@@ -50,6 +50,11 @@ def parser() -> Parser:
     )
     options.add_argument("--attention", default="auto", help="auto, xla, cudnn or cpu")
     options.add_argument(
+        "--products",
+        default="xla",
+        help="a DiT's float32 products by xla (default), or by amx: the matrix units of some CPUs",
+    )
+    options.add_argument(
         "--strategy",
         default="one",
         help=f"{', '.join(benchmark.STRATEGIES)}: one device (default), or training as in a config "
@@ -90,6 +95,8 @@ def network_of(options: argparse.Namespace) -> Any:
     else:
         dtype = choose("dtype", options.dtype, DTYPES)
     fields = {"dtype": dtype, "attention": options.attention}
+    if options.products != "xla":
+        fields["products"] = options.products
     if options.preset is not None:
         return models.create(options.preset, **fields)
     from guidedflow.training.build import build

@@ -54,12 +54,13 @@ class Attention(nn.Module):
         q, k, v = rearrange(packed, "b n (three h d) -> three b n h d", three=3, h=self.heads)
 
         def plain() -> Array:
-            return attention(q, k, v, self.backend)
+            return attention(q, k, v, self.backend, self.products)
 
         def perturbed() -> Array:
             if self.perturbation == "identity_attention":
                 return v
-            return attention(blur_tokens(q, self.grid, self.blur_sigma), k, v, self.backend)
+            blurred = blur_tokens(q, self.grid, self.blur_sigma)
+            return attention(blurred, k, v, self.backend, self.products)
 
         if self.perturbation not in ("identity_attention", "blur"):
             mixed = plain()
