@@ -1,6 +1,7 @@
 """Operations of a network, by the compiler's count and by the closed formula, and a device's peak."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from flax import linen as nn
 from guidedflow.benchmark.workload import EVERY, SOLVERS, Apply, Workload
 from guidedflow.models.dit import DiT
 from guidedflow.models.grouping import CPU_ROWS
+from guidedflow.models.products import product
 
 # What the two counts may differ by: softmax, normalisation and activations are in one of them alone.
 AGREE = 0.1
@@ -83,13 +85,14 @@ def product_of(network: nn.Module, batch: int, dtype: Any) -> tuple[Callable[[],
     """Return a run of matrix products of the network's own MLP shape, and its operations.
 
     The shape is that of both branches' tokens times the widest kernel: the products that most of the
-    network's time goes to, with nothing around them.
+    network's time goes to, with nothing around them, by whom the network has them computed.
     """
     rows = 2 * batch * network.grid[0] * network.grid[1]
+    backend = getattr(network, "products", "xla")
     if jax.default_backend() == "cpu":
-        # Sampling takes a batch in turns of this many rows, whose product is faster than a large
-        # one's: against the large one utilisation came out above 1.
-        rows = min(rows, CPU_ROWS)
+        # Sampling takes a batch in turns.  XLA's product of so many rows is faster than a large one:
+        # against the large one utilisation came out above 1.  Matrix units like both branches' rows.
+        rows = min(rows, 2 * CPU_ROWS if backend == "amx" else CPU_ROWS)
     width = network.width
     hidden = round(network.mlp_ratio * width)
     # A product that the call itself outlasts would measure the call.
@@ -97,7 +100,7 @@ def product_of(network: nn.Module, batch: int, dtype: Any) -> tuple[Callable[[],
     keys = jax.random.split(jax.random.key(0))
     a = jax.random.normal(keys[0], (rows, width), dtype)
     b = jax.random.normal(keys[1], (width, hidden), dtype)
-    product = jax.jit(jnp.matmul)
+    compiled = jax.jit(partial(product, backend=backend))
     one = 2.0 * rows * width * hidden
     # Long enough for the clock: about what a twentieth of a second of 200 GFLOP/s holds on a CPU.
     target = 1e10 if jax.default_backend() == "cpu" else 2e13
@@ -105,7 +108,7 @@ def product_of(network: nn.Module, batch: int, dtype: Any) -> tuple[Callable[[],
 
     def run() -> None:
         for _ in range(count):
-            result = product(a, b)
+            result = compiled(a, b)
         result.block_until_ready()
 
     return run, one * count

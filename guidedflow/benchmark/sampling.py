@@ -15,6 +15,7 @@ from guidedflow.benchmark.counting import evaluations, network_flops, product_of
 from guidedflow.benchmark.timing import machine, peak_memory, program_bytes, spread, timed
 from guidedflow.benchmark.workload import MODES, SOLVERS, Workload, model_of
 from guidedflow.models.attention import pick
+from guidedflow.models.products import pick as pick_products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +120,7 @@ def description(work: Workload) -> dict[str, Any]:
         "conditioning": work.conditioning,
         "dtype": jnp.dtype(dtype).name,
         "attention": pick(getattr(work.network, "attention", "auto"), dtype)[0],
+        "products": pick_products(getattr(work.network, "products", "xla"), dtype)[0],
         "devices": work.devices,
     }
 
@@ -131,6 +133,7 @@ def heading(figures: Mapping[str, Any]) -> str:
         f"{where['date']}\n"
         f"{about['parameters'] / 1e6:.1f} M parameters, batch {about['batch']}, "
         f"{about['steps']} {about['solver']} steps, {about['dtype']}, {about['attention']} attention, "
+        f"{about['products']} products, "
         f"{about['flops_per_image'] / 1e9:.3g} GFLOP an evaluation (from {about['flops_from']}), "
         f"matmul peak {figures['peak_flops']['median'] / 1e9:.4g} GFLOP/s"
     )

@@ -95,13 +95,19 @@ def network_of(options: argparse.Namespace) -> Any:
     else:
         dtype = choose("dtype", options.dtype, DTYPES)
     fields = {"dtype": dtype, "attention": options.attention}
-    if options.products != "xla":
-        fields["products"] = options.products
     if options.preset is not None:
-        return models.create(options.preset, **fields)
-    from guidedflow.training.build import build
+        network = models.create(options.preset, **fields)
+    else:
+        from guidedflow.training.build import build
 
-    return build(config_in(Path(options.config))).network.clone(**fields)
+        network = build(config_in(Path(options.config))).network.clone(**fields)
+    if options.products == "xla":
+        return network
+    if not hasattr(network, "products"):
+        raise ValueError(
+            f"--products={options.products} is for a DiT, not {type(network).__name__}"
+        )
+    return network.clone(products=options.products)
 
 
 def config_in(file: Path) -> Any:

@@ -45,7 +45,7 @@ class Attention(nn.Module):
     grid: tuple[int, int]
     blur_sigma: float
     dtype: Any
-    products: str
+    products: str = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], active: Array | None) -> Float[Array, "b n d"]:
@@ -100,7 +100,7 @@ class Block(nn.Module):
     grid: tuple[int, int]
     blur_sigma: float
     dtype: Any
-    products: str
+    products: str = "xla"
 
     @nn.compact
     def __call__(

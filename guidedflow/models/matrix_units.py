@@ -43,10 +43,10 @@ def multiply(
 
 
 def _result(x: Any, y: Any, *, transpose_x: bool, transpose_y: bool) -> jax.core.ShapedArray:
-    (*stack, m, k), (*others, l, n) = x.shape, y.shape
+    (*stack, m, k), (*others, same, n) = x.shape, y.shape
     m, k = (k, m) if transpose_x else (m, k)
-    l, n = (n, l) if transpose_y else (l, n)
-    fits = stack == others and len(stack) < 2 and k == l
+    same, n = (n, same) if transpose_y else (same, n)
+    fits = stack == others and len(stack) < 2 and k == same
     if not fits or x.dtype != jnp.float32 or y.dtype != jnp.float32:
         raise ValueError(f"no product of {x.dtype}{x.shape} and {y.dtype}{y.shape}")
     return jax.core.ShapedArray((*stack, m, n), x.dtype)
@@ -70,9 +70,7 @@ def _to_y(ct: Array, x: Array, y: Any, *, transpose_x: bool, transpose_y: bool) 
     return multiply(x, ct, not transpose_x, False)
 
 
-def _mapped(
-    operands: Any, axes: Any, *, transpose_x: bool, transpose_y: bool
-) -> tuple[Array, int]:
+def _mapped(operands: Any, axes: Any, *, transpose_x: bool, transpose_y: bool) -> tuple[Array, int]:
     (x, y), (x_axis, y_axis) = operands, axes
     if y_axis is None and y.ndim == 2 and not transpose_x:
         x = jnp.moveaxis(x, x_axis, 0)
@@ -80,8 +78,8 @@ def _mapped(
         return rows.reshape(*x.shape[:2], rows.shape[-1]), 0
     size = y.shape[y_axis] if x_axis is None else x.shape[x_axis]
     stacks = [batching.bdim_at_front(v, axis, size) for v, axis in ((x, x_axis), (y, y_axis))]
-    merged = [stack.reshape(-1, *stack.shape[-2:]) for stack in stacks]
-    result = multiply(*merged, transpose_x, transpose_y)
+    left, right = (stack.reshape(-1, *stack.shape[-2:]) for stack in stacks)
+    result = multiply(left, right, transpose_x, transpose_y)
     return result.reshape(*stacks[0].shape[:-2], *result.shape[-2:]), 0
 
 

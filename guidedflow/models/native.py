@@ -17,9 +17,8 @@ TARGET = "guidedflow_product"
 _SOURCE = Path(__file__).with_name("product.cc")
 # What the compiler may use, and what the processor must then say that it has.
 _UNITS = ("amx_bf16", "amx_tile", "avx512_bf16", "avx512bw", "avx512dq", "avx512f", "avx512vl")
-_OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC") + tuple(
-    "-m" + name.replace("amx_", "amx-").replace("avx512_", "avx512") for name in _UNITS
-)
+_OPTIONS = ["-O3", "-std=c++17", "-shared", "-fPIC"]
+_OPTIONS += ["-m" + name.replace("amx_", "amx-").replace("avx512_", "avx512") for name in _UNITS]
 
 
 class Unavailable(Exception):
@@ -73,8 +72,9 @@ def _compiled() -> Path:
             subprocess.run(command, check=True, capture_output=True, text=True)
             os.replace(made, path)
     except subprocess.CalledProcessError as error:
-        said = [line for line in error.stderr.splitlines() if "error" in line] or ["no reason given"]
-        raise Unavailable(f"{compiler} refused: {said[0]}") from error
+        said = (line for line in error.stderr.splitlines() if "error" in line)
+        reason = next(said, "no reason given")
+        raise Unavailable(f"{compiler} refused: {reason}") from error
     except OSError as error:
         raise Unavailable(str(error)) from error
     return path

@@ -15,8 +15,8 @@ from guidedflow.registry import choose
 
 BACKENDS = {"xla": "XLA, wherever it runs", "amx": "`matrix_units`"}
 _log = logging.getLogger(__name__)
-# Fewer rows than this leave the matrix units waiting while the kernel is packed for them: measured.
-LEAST_ROWS = 128
+# With fewer rows than this, packing the kernel for the matrix units takes longer than they save.
+LEAST_ROWS = 256
 
 
 def product(
@@ -26,9 +26,9 @@ def product(
 
     Args:
       x, kernel: of one dtype.
-      backend: "xla"; or "amx", float32 products on the matrix units of some CPUs, as exact as XLA's
-        and about 1.7 times as fast (`matrix_units`), where `pick` finds it possible and there are at
-        least 128 rows.
+      backend: "xla"; or "amx", float32 products on the matrix units of some CPUs (`matrix_units`), as
+        exact as XLA's and from 256 rows on faster, where `pick` finds it possible; fewer rows are
+        XLA's.
     Raises:
       ValueError: an unknown backend.
     """

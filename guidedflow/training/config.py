@@ -27,6 +27,7 @@ _FREE = (
     "held_out",
     "dataset.data_dir",
     "network.attention",
+    "network.products",
     "network.remat",
 )
 
@@ -91,6 +92,7 @@ def defaults() -> ConfigDict:
                 "time_scale": placeholder(float),
                 "double_channels": placeholder(bool),
                 "attention": placeholder(str),
+                "products": placeholder(str),  # "amx": float32 on the matrix units of some CPUs
                 "scan_layers": placeholder(bool),
                 "remat": placeholder(str),
             },

@@ -37,6 +37,8 @@ def _of_equation(equation: JaxprEqn) -> float:
         (contracted, _), _ = params["dimension_numbers"]
         summed = math.prod(shapes[0][axis] for axis in contracted)
         return 2.0 * summed * math.prod(made)
+    if name == "guidedflow_product":
+        return 2.0 * shapes[0][-2 if params["transpose_x"] else -1] * math.prod(made)
     if name == "conv_general_dilated":
         kernel = shapes[1]
         each = math.prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]

@@ -1,0 +1,279 @@
+"""Products on the matrix units against float64 and XLA; what falls back, and what it says."""
+
+import logging
+import os
+import platform
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from guidedflow import models
+from guidedflow.benchmark.workload import random_params
+from guidedflow.models import attention, native, products
+from guidedflow.models.matrix_units import multiply
+from guidedflow.models.products import pick, product
+from guidedflow.training.flops import counted
+
+
+def has_units():
+    return platform.machine() == "x86_64" and set(native._UNITS) <= native.processor_units()
+
+
+units = pytest.mark.skipif(not has_units(), reason="the processor has no AMX")
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """Nothing loaded or compiled yet, nothing said."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    native.load.cache_clear()
+    products._say_once.cache_clear()
+    yield tmp_path / "guidedflow" / "native"
+    native.load.cache_clear()
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def exact(x, y, transpose_x=False, transpose_y=False):
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    x = np.swapaxes(x, -1, -2) if transpose_x else x
+    return x @ (np.swapaxes(y, -1, -2) if transpose_y else y)
+
+
+def bound(x, y, transpose_x=False, transpose_y=False):
+    """Float32's rounding, in sums of k terms: k·2⁻²⁴·|x|·|y|, and 2⁻²² for the terms left out."""
+    k = x.shape[-2 if transpose_x else -1]
+    return (k * 2**-24 + 2**-22) * exact(np.abs(x), np.abs(y), transpose_x, transpose_y)
+
+
+SHAPES = [(1, 1, 1), (5, 33, 7), (16, 32, 16), (33, 64, 48), (100, 1000, 129), (300, 513, 70)]
+
+
+@units
+@pytest.mark.parametrize("transpose_y", [False, True])
+@pytest.mark.parametrize("transpose_x", [False, True])
+@pytest.mark.parametrize(("m", "k", "n"), SHAPES)
+def test_products_have_the_error_of_float32(m, k, n, transpose_x, transpose_y):
+    x = normal(0, *((k, m) if transpose_x else (m, k)))
+    y = normal(1, *((n, k) if transpose_y else (k, n)))
+    error = np.abs(multiply(x, y, transpose_x, transpose_y) - exact(x, y, transpose_x, transpose_y))
+    assert (error <= bound(x, y, transpose_x, transpose_y)).all()
+
+
+@units
+def test_numbers_of_many_sizes_keep_24_bits():
+    """A diagonal alone: no sum, so that each entry must be right to float32's last bits."""
+    values = np.float32(np.logspace(-30, 30, 64)) * np.float32(1 + 2**-23)
+    scale = np.float32(1 / 3)
+    got = multiply(jnp.diag(values), scale * jnp.eye(64))
+    np.testing.assert_allclose(np.diag(got), np.float64(values) * np.float64(scale), rtol=2**-22)
+
+
+@units
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_stacks_are_products_entry_by_entry(count):
+    x, y = normal(0, count, 40, 70), normal(1, count, 50, 70)
+    got = jax.jit(lambda x, y: multiply(x, y, transpose_y=True))(x, y)
+    assert (np.abs(got - exact(x, y, False, True)) <= bound(x, y, False, True)).all()
+
+
+@units
+@pytest.mark.parametrize(("m", "k", "n"), [(0, 4, 3), (3, 4, 0), (3, 0, 4)])
+def test_empty_operands(m, k, n):
+    np.testing.assert_array_equal(multiply(jnp.ones((m, k)), jnp.ones((k, n))), np.zeros((m, n)))
+
+
+@units
+def test_what_is_not_finite_stays_visible():
+    for value in (np.inf, -np.inf, np.nan):
+        x = jnp.ones((4, 40)).at[1, 3].set(value)
+        got = np.asarray(multiply(x, jnp.ones((40, 5))))
+        assert not np.isfinite(got[1]).any()
+        np.testing.assert_array_equal(got[[0, 2, 3]], 40)
+
+
+AXES = [(0, None), (None, 0), (0, 0), (1, 1), (2, None)]
+
+
+@units
+@pytest.mark.parametrize("transpose_y", [False, True])
+@pytest.mark.parametrize("transpose_x", [False, True])
+@pytest.mark.parametrize("axes", AXES)
+def test_vmap_is_a_loop(axes, transpose_x, transpose_y):
+    x, y = normal(0, 4, 4, 4), normal(1, 4, 4, 4)
+    x, y = (v if axis is not None else v[0] for v, axis in zip((x, y), axes, strict=True))
+    apply = jax.vmap(lambda x, y: multiply(x, y, transpose_x, transpose_y), axes)
+    entries = [
+        v[None].repeat(4, 0) if axis is None else np.moveaxis(v, axis, 0)
+        for v, axis in zip((x, y), axes, strict=True)
+    ]
+    np.testing.assert_allclose(apply(x, y), exact(*entries, transpose_x, transpose_y), atol=1e-5)
+
+
+@units
+def test_nested_vmap_and_stacks():
+    x, y = normal(0, 2, 3, 5, 6), normal(1, 2, 3, 6, 4)
+    got = jax.vmap(jax.vmap(multiply))(x, y)
+    np.testing.assert_allclose(got, exact(x, y), atol=1e-5)
+    got = jax.vmap(multiply, (None, 0))(x[0], y)
+    np.testing.assert_allclose(got, exact(x[:1], y), atol=1e-5)
+
+
+@units
+@pytest.mark.parametrize("transpose_y", [False, True])
+@pytest.mark.parametrize("transpose_x", [False, True])
+def test_derivatives_of_two_orders_are_those_of_the_product(transpose_x, transpose_y):
+    def plain(x, y):
+        return (x.T if transpose_x else x) @ (y.T if transpose_y else y)
+
+    def of(f):
+        def loss(x, y):
+            return jnp.sum(jnp.sin(f(x, y)))
+
+        return jax.jit(jax.hessian(loss, (0, 1))), jax.jit(jax.grad(loss, (0, 1)))
+
+    x = normal(0, *((3, 2) if transpose_x else (2, 3)))
+    y = normal(1, *((4, 3) if transpose_y else (3, 4)))
+    for got, expected in zip(
+        of(lambda x, y: multiply(x, y, transpose_x, transpose_y)), of(plain), strict=True
+    ):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got(x, y), expected(x, y)
+        )
+
+
+@units
+def test_a_sharded_product_is_the_same():
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
+    x, y = normal(0, 64, 32), normal(1, 32, 16)
+    rows = jax.device_put(x, NamedSharding(mesh, P("data")))
+    expected = multiply(x, y)
+    np.testing.assert_array_equal(jax.jit(multiply)(rows, y), expected)
+    mapped = jax.shard_map(multiply, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+    np.testing.assert_array_equal(jax.jit(mapped)(rows, y), expected)
+
+
+@units
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (jnp.ones((2, 3)), jnp.ones((4, 5))),
+        (jnp.ones((2, 3, 4)), jnp.ones((4, 5))),
+        (jnp.ones((2, 3, 4)), jnp.ones((3, 4, 5))),
+        (jnp.ones((2, 3), jnp.bfloat16), jnp.ones((3, 5), jnp.bfloat16)),
+    ],
+)
+def test_other_shapes_and_dtypes_are_refused(x, y):
+    with pytest.raises(ValueError, match="no product of"):
+        multiply(x, y)
+
+
+@units
+def test_operations_are_counted():
+    x, y = jnp.ones((8, 3, 5)), jnp.ones((8, 3, 7))
+    assert counted(lambda x, y: multiply(x, y, transpose_x=True), x, y) == 8 * 2 * 3 * 5 * 7
+
+
+@pytest.fixture(scope="module")
+def networks():
+    plain = models.create("tiny", image_size=(32, 32), patch=2, depth=1)
+    params = random_params(plain, (32, 32, plain.channels))
+    return plain, plain.clone(products="amx"), params
+
+
+@units
+def test_a_network_and_its_gradient_are_the_same(networks):
+    plain, fast, params = networks
+    x, t = normal(0, 2, 32, 32, plain.channels), jnp.array([0.2, 0.7])
+
+    def loss(params, x, network):
+        return jnp.mean(network.apply({"params": params}, x, t, jnp.array([1, 2])) ** 2)
+
+    text = jax.jit(loss, static_argnums=2).lower(params, x, fast).as_text()
+    assert text.count(native.TARGET) == 4
+    expected = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)(params, x, plain)
+    got = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)(params, x, fast)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
+    tangent = jax.jvp(lambda x: loss(params, x, fast), (x,), (x,))[1]
+    np.testing.assert_allclose(tangent, jnp.vdot(expected[1][1], x), rtol=1e-4)
+
+
+@units
+def test_attention_has_its_derivative_on_the_units():
+    q, k, v = (normal(i, 2, 16, 2, 8) for i in range(3))
+
+    def loss(q, k, v, name):
+        return jnp.sum(jnp.sin(attention.attention(q, k, v, "cpu", name)))
+
+    gradient = jax.jit(jax.grad(loss, (0, 1, 2)), static_argnums=3)
+    assert gradient.lower(q, k, v, "amx").as_text().count(native.TARGET) == 6
+    for a, b in zip(gradient(q, k, v, "amx"), gradient(q, k, v, "xla"), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@units
+def test_the_program_is_compiled_once_and_kept(fresh, monkeypatch):
+    made = native._compiled()
+    assert list(fresh.iterdir()) == [made]
+
+    def refuse(*arguments, **options):
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    assert native._compiled() == made
+
+
+def falls_back(caplog, reason):
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert pick("amx", jnp.float32)[0] == "xla"
+            x, kernel = normal(0, 512, 8), normal(1, 8, 3)
+            np.testing.assert_array_equal(product(x, kernel, "amx"), product(x, kernel))
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("products run on xla: ")
+    assert reason in caplog.messages[0]
+    assert "\n" not in caplog.messages[0]
+
+
+def test_a_processor_without_the_units_falls_back(fresh, monkeypatch, caplog):
+    monkeypatch.setattr(native, "processor_units", set)
+    falls_back(caplog, "the processor has no amx_bf16, amx_tile")
+    assert not fresh.exists()
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [("/no/such/compiler", "/no/such/compiler"), ("false", "false refused: no reason given")],
+)
+def test_without_a_compiler_that_works_xla_computes(fresh, monkeypatch, caplog, compiler, reason):
+    monkeypatch.setattr(native, "processor_units", lambda: set(native._UNITS))
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setenv("CXX", compiler)
+    falls_back(caplog, reason)
+    assert list(fresh.iterdir()) == []
+
+
+def test_no_compiler_at_all_is_said(fresh, monkeypatch, caplog):
+    monkeypatch.setattr(native, "processor_units", lambda: set(native._UNITS))
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setenv("PATH", os.devnull)
+    falls_back(caplog, "there is no C++ compiler")
+
+
+def test_sixteen_bits_and_unknown_names():
+    products._say_once.cache_clear()
+    assert pick("amx", jnp.bfloat16)[0] == "xla"
+    assert pick("xla", jnp.float32)[0] == "xla"
+    with pytest.raises(ValueError, match=r"unknown products 'axm' \(did you mean 'amx'"):
+        pick("axm", jnp.float32)
+    with pytest.raises(ValueError, match="unknown products"):
+        models.create("tiny", products="mkl")
