@@ -13,12 +13,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <memory>
 #include <mutex>
-#include <condition_variable>
 
 #include "xla/ffi/api/ffi.h"
 

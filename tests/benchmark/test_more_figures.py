@@ -1,5 +1,6 @@
 """Training, parts, growth and batches: what they count and write; no absolute times."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from guidedflow import benchmark, models
-from guidedflow.benchmark import counting, growth, parts, timing, training
+from guidedflow.benchmark import counting, growth, parts, sampling, timing, training
 from guidedflow.cli import main
+from guidedflow.models.products import pick
 
 
 def silent(line):
@@ -166,3 +168,16 @@ def test_bad_options_are_one_line(arguments, says, capsys):
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
+
+
+def test_products_are_a_choice_of_networks_that_have_it(capsys):
+    assert main(["bench", "--preset=tiny-unet", "--products=amx"]) == 2
+    assert capsys.readouterr().err == "guidedflow: --products=amx is for a DiT, not UNet\n"
+    assert main(["bench", "--preset=tiny", "--products=mkl"]) == 2
+    assert "unknown products 'mkl'" in capsys.readouterr().err
+
+
+def test_the_figures_say_who_computed_the_products(work):
+    assert sampling.description(work)["products"] == "xla"
+    asked = dataclasses.replace(work, network=work.network.clone(products="amx"))
+    assert sampling.description(asked)["products"] == pick("amx", jnp.float32)[0]
