@@ -1,7 +1,5 @@
 """Softmax attention behind one function, which picks an arrangement for the device and names it."""
 
-import functools
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,9 +12,9 @@ from jaxtyping import Array, Float
 from guidedflow.models import matrix_units
 from guidedflow.models.folding import fold_mapped
 from guidedflow.models.products import pick as pick_products
+from guidedflow.models.products import say_once
 from guidedflow.registry import choose
 
-_log = logging.getLogger(__name__)
 _HALF = (jnp.bfloat16, jnp.float16)
 
 
@@ -67,14 +65,9 @@ def pick(backend: str, dtype: Any) -> tuple[str, str]:
         return "xla", f"neither a CPU nor a GPU with 16 bits: {platform}, {jnp.dtype(dtype)}"
     if backend == "cudnn" and not fused:
         reason = f"cuDNN needs a GPU and 16 bits, here are {platform} and {jnp.dtype(dtype)}"
-        _say_once(f"attention runs on xla: {reason}")
+        say_once(f"attention runs on xla: {reason}")
         return "xla", reason
     return backend, "asked for"
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    _log.warning(message)
 
 
 def _xla(q: Array, k: Array, v: Array) -> Array:
@@ -86,7 +79,7 @@ def _cudnn(q: Array, k: Array, v: Array) -> Array:
     try:
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     except (RuntimeError, NotImplementedError, ValueError) as error:
-        _say_once(f"attention runs on xla: cuDNN refused {q.shape} {q.dtype}: {error}")
+        say_once(f"attention runs on xla: cuDNN refused {q.shape} {q.dtype}: {error}")
         return _xla(q, k, v)
 
 

@@ -63,12 +63,13 @@ def pick(backend: str, dtype: Any) -> tuple[str, str]:
             return "amx", "asked for"
         except native.Unavailable as error:
             reason = f"no amx here: {error}"
-    _say_once(f"products run on xla: {reason}")
+    say_once(f"products run on xla: {reason}")
     return "xla", reason
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def say_once(message: str) -> None:
+    """Warn of what this process falls back to, the first time alone."""
     _log.warning(message)
 
 

@@ -33,7 +33,7 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     native.load.cache_clear()
-    products._say_once.cache_clear()
+    products.say_once.cache_clear()
     yield tmp_path / "guidedflow" / "native"
     native.load.cache_clear()
 
@@ -270,7 +270,7 @@ def test_no_compiler_at_all_is_said(fresh, monkeypatch, caplog):
 
 
 def test_sixteen_bits_and_unknown_names():
-    products._say_once.cache_clear()
+    products.say_once.cache_clear()
     assert pick("amx", jnp.bfloat16)[0] == "xla"
     assert pick("xla", jnp.float32)[0] == "xla"
     with pytest.raises(ValueError, match=r"unknown products 'axm' \(did you mean 'amx'"):
