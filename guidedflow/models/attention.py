@@ -1,7 +1,6 @@
 """Softmax attention behind one function, which picks an arrangement for the device and names it."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -9,9 +8,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from guidedflow.models import matrix_units
 from guidedflow.models.folding import fold_mapped
-from guidedflow.models.products import pick as pick_products
 from guidedflow.models.products import say_once
 from guidedflow.registry import choose
 
@@ -23,7 +20,6 @@ def attention(
     k: Float[Array, "b m h d"],
     v: Float[Array, "b m h d"],
     backend: str = "auto",
-    products: str = "xla",
 ) -> Float[Array, "b n h d"]:
     """Attend to `k` and `v` from `q`, head by head.
 
@@ -33,15 +29,12 @@ def attention(
       q, k, v: queries, keys and values with h heads of d values each, of one dtype.
       backend: "xla"; "cudnn", fused, for GPUs and 16-bit dtypes; "cpu", laid out for XLA's CPU
         compiler, also under `vmap`; "auto", what `pick` says.
-      products: who computes the products of "cpu"'s derivative, see `products.product`.
     Returns:
       The dtype and shape of `q`.
     Raises:
       ValueError: an unknown backend.
     """
     name, _ = pick(backend, q.dtype)
-    if name == "cpu" and pick_products(products, q.dtype)[0] == "amx":
-        return _cpu(q, k, v, _attend_amx)
     return _BACKENDS[name](q, k, v)
 
 
@@ -83,9 +76,9 @@ def _cudnn(q: Array, k: Array, v: Array) -> Array:
         return _xla(q, k, v)
 
 
-def _cpu(q: Array, k: Array, v: Array, attend: Callable[..., Array] | None = None) -> Array:
+def _cpu(q: Array, k: Array, v: Array) -> Array:
     rows, keys, values = (rearrange(part, "b n h d -> (b h) n d") for part in (_scaled(q), k, v))
-    mixed = (attend or _attend)(rows, keys, values)
+    mixed = _attend(rows, keys, values)
     return rearrange(mixed, "(b h) n d -> b n h d", h=q.shape[2])
 
 
@@ -103,23 +96,18 @@ def _attend_rows(
     q: Float[Array, "r n d"],
     k: Float[Array, "r m d"],
     v: Float[Array, "r m d"],
-    multiply: Callable[[Array, Array], Array] = _multiply,
 ) -> Float[Array, "r n d"]:
     # One batch axis, nothing between the products but the exponential, and the division after the
     # product with v: XLA's CPU compiler makes one kernel of it.
-    logits = multiply(q, jnp.swapaxes(k, 1, 2))
+    logits = _multiply(q, jnp.swapaxes(k, 1, 2))
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.exp(logits - largest)
     total = weights.sum(axis=-1, keepdims=True)
-    mixed = multiply(weights.astype(v.dtype), v)
+    mixed = _multiply(weights.astype(v.dtype), v)
     return (mixed / total).astype(q.dtype)
 
 
 _attend = fold_mapped(_attend_rows, (True, True, True))
-# That one kernel is the faster where nothing is differentiated.
-_attend_amx = fold_mapped(
-    _attend_rows, (True, True, True), partial(_attend_rows, multiply=matrix_units.multiply)
-)
 
 _BACKENDS: dict[str, Callable[[Array, Array, Array], Array]] = {
     "xla": _xla,

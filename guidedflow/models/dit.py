@@ -20,6 +20,7 @@ from guidedflow.models.embeddings import grid_positions
 from guidedflow.models.layers import MLP, Dense, adaptive_normalize, patchify, unpatchify
 from guidedflow.models.perturbations import blur_tokens, check_perturbation
 from guidedflow.models.products import BACKENDS
+from guidedflow.models.self_attention import self_attention
 from guidedflow.models.sizes import height_and_width
 from guidedflow.models.stacking import check_remat, rematerialized, run_stack
 from guidedflow.registry import choose
@@ -51,16 +52,15 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "b n d"], active: Array | None) -> Float[Array, "b n d"]:
         dense = partial(Dense, dtype=self.dtype, products=self.products)
         packed = dense(3 * x.shape[-1], name="qkv")(x)
-        q, k, v = rearrange(packed, "b n (three h d) -> three b n h d", three=3, h=self.heads)
 
         def plain() -> Array:
-            return attention(q, k, v, self.backend, self.products)
+            return self_attention(packed, self.heads, self.backend, self.products)
 
         def perturbed() -> Array:
-            if self.perturbation == "identity_attention":
-                return v
-            blurred = blur_tokens(q, self.grid, self.blur_sigma)
-            return attention(blurred, k, v, self.backend, self.products)
+            q, k, v = rearrange(packed, "b n (three h d) -> three b n h d", three=3, h=self.heads)
+            if self.perturbation != "identity_attention":
+                v = attention(blur_tokens(q, self.grid, self.blur_sigma), k, v, self.backend)
+            return rearrange(v, "b n h d -> b n (h d)")
 
         if self.perturbation not in ("identity_attention", "blur"):
             mixed = plain()
@@ -68,8 +68,7 @@ class Attention(nn.Module):
             mixed = perturbed()
         else:
             mixed = jax.lax.cond(active, perturbed, plain)
-        merged = rearrange(mixed, "b n h d -> b n (h d)")
-        return dense(x.shape[-1], name="proj")(merged)
+        return dense(x.shape[-1], name="proj")(mixed)
 
 
 def _modulation(x: Array | None, c: Array, parts: int, dtype: Any) -> Array:

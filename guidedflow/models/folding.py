@@ -14,11 +14,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array
 
 
-def fold_mapped(
-    function: Callable[..., Array],
-    has_rows: tuple[bool, ...],
-    differentiated: Callable[..., Array] | None = None,
-) -> Callable[..., Array]:
+def fold_mapped(function: Callable[..., Array], has_rows: tuple[bool, ...]) -> Callable[..., Array]:
     """Return `function` with a batching rule that merges the mapped axis into the rows.
 
     f(x₁ … x_m) stacked over the mapped axis = f(rows of all x_i together), split again.
@@ -26,7 +22,6 @@ def fold_mapped(
     Args:
       function: works on each row of its row arguments alone; its result has the same rows first.
       has_rows: for each argument, whether its leading axis is that of the rows.
-      differentiated: the same function in another form, for derivatives alone.
     Returns:
       The same function.  It maps (`vmap`, also nested) by folding, unless an argument without rows
       is mapped, which is left to JAX.  Derivatives of every order and mode are those of `function`:
@@ -55,7 +50,7 @@ def fold_mapped(
 
     @differentiable.defjvp
     def derivative(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-        return jax.jvp(differentiated or function, primals, tangents)
+        return jax.jvp(function, primals, tangents)
 
     return differentiable
 

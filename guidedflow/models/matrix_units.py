@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from guidedflow.models import native
@@ -39,22 +40,41 @@ def multiply(
       native.Unavailable: see `native.load`.
     """
     native.load()
+    x, y = _alike(x, y)
     return _product.bind(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
 
 
-def _result(x: Any, y: Any, *, transpose_x: bool, transpose_y: bool) -> jax.core.ShapedArray:
+def _alike(*operands: Array) -> list[Array]:
+    """Return operands that vary over the same axes of a mesh, under `shard_map`: what one lacks is
+    cast, and the cast's transpose adds its gradient up over the devices."""
+    axes = [frozenset(jax.typeof(x).manual_axis_type.varying) for x in operands]
+    union = frozenset().union(*axes)
+    return [
+        jax.lax.pcast(x, tuple(union - own), to="varying") if union - own else x
+        for x, own in zip(operands, axes, strict=True)
+    ]
+
+
+def _result(x: Any, y: Any, *, transpose_x: bool, transpose_y: bool) -> Any:
     (*stack, m, k), (*others, same, n) = x.shape, y.shape
     m, k = (k, m) if transpose_x else (m, k)
     same, n = (n, same) if transpose_y else (same, n)
     fits = stack == others and len(stack) < 2 and k == same
     if not fits or x.dtype != jnp.float32 or y.dtype != jnp.float32:
         raise ValueError(f"no product of {x.dtype}{x.shape} and {y.dtype}{y.shape}")
-    return jax.core.ShapedArray((*stack, m, n), x.dtype)
+    return reshaped(x, (*stack, m, n))
+
+
+def reshaped(aval: Any, shape: tuple[int, ...]) -> Any:
+    """Return the type of `aval` with another shape of the same rank, unsharded."""
+    whole = aval.sharding.update(spec=PartitionSpec(*[None] * len(shape)))
+    return aval.update(shape=shape, sharding=whole, weak_type=False)
 
 
 def _call(x: Array, y: Array, *, transpose_x: bool, transpose_y: bool) -> Array:
-    result = _result(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
-    call = jax.ffi.ffi_call(native.TARGET, jax.ShapeDtypeStruct(result.shape, result.dtype))
+    operands = jax.typeof(x), jax.typeof(y)
+    result = _result(*operands, transpose_x=transpose_x, transpose_y=transpose_y)
+    call = jax.ffi.ffi_call(native.PRODUCT, jax.ShapeDtypeStruct(result.shape, result.dtype))
     return call(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
 
 

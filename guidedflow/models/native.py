@@ -1,4 +1,4 @@
-"""What `product.cc` needs of this machine, and the program that is made of it, once, when it is asked for."""
+"""What `product.cc` and `attention.cc` need of this machine, and the program made of them when asked for."""
 
 import ctypes
 import functools
@@ -13,8 +13,17 @@ from pathlib import Path
 
 import jax
 
-TARGET = "guidedflow_product"
-_SOURCE = Path(__file__).with_name("product.cc")
+PRODUCT = "guidedflow_product"
+ATTENTION = "guidedflow_attention"
+ATTENTION_GRADIENT = "guidedflow_attention_gradient"
+_HANDLERS = {
+    PRODUCT: "GuidedflowProduct",
+    ATTENTION: "GuidedflowAttention",
+    ATTENTION_GRADIENT: "GuidedflowAttentionGradient",
+}
+_FOLDER = Path(__file__).parent
+_SOURCES = [_FOLDER / name for name in ("product.cc", "attention.cc")]
+_READ = [*_SOURCES, _FOLDER / "tiles.h"]
 # What the compiler may use, and what the processor must then say that it has.
 _UNITS = ("amx_bf16", "amx_tile", "avx512_bf16", "avx512bw", "avx512dq", "avx512f", "avx512vl")
 _OPTIONS = ["-O3", "-std=c++17", "-shared", "-fPIC"]
@@ -47,15 +56,16 @@ def load() -> None:
     if platform.machine() != "x86_64" or missing:
         raise Unavailable(f"the processor has no {', '.join(missing) or 'x86-64 instructions'}")
     library = ctypes.CDLL(str(_compiled()))
-    handler = jax.ffi.pycapsule(library.GuidedflowProduct)
-    jax.ffi.register_ffi_target(TARGET, handler, platform="cpu")
+    for target, handler in _HANDLERS.items():
+        capsule = jax.ffi.pycapsule(getattr(library, handler))
+        jax.ffi.register_ffi_target(target, capsule, platform="cpu")
 
 
 def _compiled() -> Path:
     """Return the compiled program, made where it is missing: whole or not at all."""
-    parts = [_SOURCE.read_bytes(), repr(_OPTIONS).encode()]
+    parts = [path.read_bytes() for path in _READ] + [repr(_OPTIONS).encode()]
     parts.append(importlib.metadata.version("jaxlib").encode())
-    name = f"product-{hashlib.sha256(b'/'.join(parts)).hexdigest()[:16]}.so"
+    name = f"units-{hashlib.sha256(b'/'.join(parts)).hexdigest()[:16]}.so"
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = home / "guidedflow" / "native" / name
     if path.exists():
@@ -68,7 +78,7 @@ def _compiled() -> Path:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / name
             command = [*compiler.split(), *_OPTIONS, "-isystem", jax.ffi.include_dir()]
-            command += [str(_SOURCE), "-o", str(made)]
+            command += [*map(str, _SOURCES), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True)
             os.replace(made, path)
     except subprocess.CalledProcessError as error:

@@ -39,6 +39,11 @@ def _of_equation(equation: JaxprEqn) -> float:
         return 2.0 * summed * math.prod(made)
     if name == "guidedflow_product":
         return 2.0 * shapes[0][-2 if params["transpose_x"] else -1] * math.prod(made)
+    if name.startswith("guidedflow_attention"):
+        examples, tokens, features = shapes[0]
+        # Attention is two products; its gradient, which computes one of them again, five.
+        products = 5 if name == "guidedflow_attention_gradient" else 2
+        return products * 2.0 * examples * tokens**2 * features / 3
     if name == "conv_general_dilated":
         kernel = shapes[1]
         each = math.prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]

@@ -60,10 +60,10 @@ def _split(batch: Batch, parts: int) -> Batch:
 def _gradient(loss_fn: LossFn, params: PyTree, batch: Batch, key: Array, parts: int):
     """Mean loss and its gradient, the batch taken in `parts` pieces one after another."""
 
-    def mean_loss(params: PyTree, piece: Batch) -> Array:
-        return jnp.mean(loss_fn(params, piece, key))
+    def share_of_mean(params: PyTree, piece: Batch) -> Array:
+        return jnp.mean(loss_fn(params, piece, key)) / parts
 
-    value_and_grad = jax.value_and_grad(mean_loss)
+    value_and_grad = jax.value_and_grad(share_of_mean)
     if parts == 1:
         return value_and_grad(params, batch)
 
@@ -71,8 +71,7 @@ def _gradient(loss_fn: LossFn, params: PyTree, batch: Batch, key: Array, parts: 
         return jax.tree.map(jnp.add, total, value_and_grad(params, piece)), None
 
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    total, _ = lax.scan(accumulate, zero, _split(batch, parts))
-    return jax.tree.map(lambda leaf: leaf / parts, total)
+    return lax.scan(accumulate, zero, _split(batch, parts))[0]
 
 
 def make_step(

@@ -11,20 +11,14 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from units import normal, units
 
 from guidedflow import models
 from guidedflow.benchmark.workload import random_params
-from guidedflow.models import attention, native, products
+from guidedflow.models import native, products
 from guidedflow.models.matrix_units import multiply
 from guidedflow.models.products import pick, product
 from guidedflow.training.flops import counted
-
-
-def has_units():
-    return platform.machine() == "x86_64" and set(native._UNITS) <= native.processor_units()
-
-
-units = pytest.mark.skipif(not has_units(), reason="the processor has no AMX")
 
 
 @pytest.fixture
@@ -36,10 +30,6 @@ def fresh(monkeypatch, tmp_path):
     products.say_once.cache_clear()
     yield tmp_path / "guidedflow" / "native"
     native.load.cache_clear()
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 def exact(x, y, transpose_x=False, transpose_y=False):
@@ -162,6 +152,22 @@ def test_a_sharded_product_is_the_same():
 
 
 @units
+def test_under_shard_map_the_gradient_of_what_all_devices_share_is_their_sum():
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
+    x, y = normal(0, 64, 32), normal(1, 32, 16)
+
+    def loss(x, y):
+        return jax.lax.psum(jnp.sum(jnp.sin(multiply(x, y))), "data")
+
+    mapped = jax.shard_map(
+        jax.grad(loss, (0, 1)), mesh=mesh, in_specs=(P("data"), P()), out_specs=(P("data"), P())
+    )
+    expected = jax.grad(lambda x, y: jnp.sum(jnp.sin(x @ y)), (0, 1))(x, y)
+    for got, right in zip(jax.jit(mapped)(x, y), expected, strict=True):
+        np.testing.assert_allclose(got, right, atol=5e-5)
+
+
+@units
 @pytest.mark.parametrize(
     ("x", "y"),
     [
@@ -198,26 +204,14 @@ def test_a_network_and_its_gradient_are_the_same(networks):
         return jnp.mean(network.apply({"params": params}, x, t, jnp.array([1, 2])) ** 2)
 
     text = jax.jit(loss, static_argnums=2).lower(params, x, fast).as_text()
-    assert text.count(native.TARGET) == 4
+    assert text.count(f"@{native.PRODUCT}(") == 4
+    assert text.count(f"@{native.ATTENTION}(") == 1
     expected = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)(params, x, plain)
     got = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)(params, x, fast)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
     tangent = jax.jvp(lambda x: loss(params, x, fast), (x,), (x,))[1]
     np.testing.assert_allclose(tangent, jnp.vdot(expected[1][1], x), rtol=1e-4)
-
-
-@units
-def test_attention_has_its_derivative_on_the_units():
-    q, k, v = (normal(i, 2, 16, 2, 8) for i in range(3))
-
-    def loss(q, k, v, name):
-        return jnp.sum(jnp.sin(attention.attention(q, k, v, "cpu", name)))
-
-    gradient = jax.jit(jax.grad(loss, (0, 1, 2)), static_argnums=3)
-    assert gradient.lower(q, k, v, "amx").as_text().count(native.TARGET) == 6
-    for a, b in zip(gradient(q, k, v, "amx"), gradient(q, k, v, "xla"), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @units

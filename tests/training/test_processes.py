@@ -137,10 +137,8 @@ def test_whatever_ends_a_rank_ends_the_job_and_the_resumed_run_is_identical(tmp_
 
     codes, output = broken(launch, folder, "", "term in evaluation 20")
     assert codes == [0, 0], output
-    # The signal reaches the other rank by way of the coordinator, a few steps later on a busy machine.
-    saved = int(output[0].rpartition("stopped as asked, saved step ")[2].split()[0])
-    assert 20 <= saved < 43
-    assert steps_in(checkpoints)[-1] == saved
+    assert "stopped as asked, saved step 20" in output[0]
+    assert steps_in(checkpoints) == [10, 20]
 
     codes, output = broken(launch, folder, "", "kill 43")
     assert codes[1] == -signal.SIGKILL

@@ -12,6 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
+from jax._src import distributed
+
 from guidedflow import cli
 from guidedflow.commands import train
 
@@ -64,14 +66,32 @@ def prepare_fault(what, step):
 
 
 def after_sigterm(function, due):
-    """Return `function`, with SIGTERM sent to this process where it begins and `due` says so."""
+    """Return `function`, with SIGTERM sent to this process where it begins and `due` says so.
+
+    Of several processes it begins when all know: the others wait in it for this one.
+    """
 
     def wrapped(*arguments):
         if due(*arguments):
             os.kill(os.getpid(), signal.SIGTERM)
+            wait_until_all_know()
         return function(*arguments)
 
     return wrapped
+
+
+def wait_until_all_know():
+    """Ask the coordinator until every process has written how often it asked whether to stop.
+
+    From then until they have agreed on a step a process holds the lock that it asks under.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    client = distributed.global_state.client
+    while len(client.key_value_dir_get("PREEMPTION_CURRENT_COUNTER/")) < jax.process_count():
+        pass
 
 
 if __name__ == "__main__":

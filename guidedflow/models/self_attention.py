@@ -1,0 +1,129 @@
+"""Self-attention of a packed projection, as one program on the matrix units where there are some.
+
+Queries, keys and values as a projection leaves them, one after another in a token's features, are
+what `attention.cc` reads, and in that order it writes their gradient: nothing is copied on the way.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+from einops import rearrange
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
+
+from guidedflow.models import native, products
+from guidedflow.models.attention import attention, pick
+from guidedflow.models.matrix_units import reshaped
+
+Packed = Float[Array, "b n three_h_d"]
+
+
+def self_attention(
+    packed: Packed, heads: int, backend: str = "auto", products_backend: str = "xla"
+) -> Float[Array, "b n h_d"]:
+    """Attend from every token to every token, head by head.
+
+    softmax(q·kᵀ/√d)·v, the softmax in float32.   Vaswani et al. 2017, eq. 1.
+
+    Args:
+      packed: features (q k v), head, d of each token.
+      heads: h, which divides a third of the features.
+      backend: see `attention.attention`.
+      products_backend: see `products.product`; with "amx", where `products.pick` finds it possible
+        and attention is the CPU's, attention and its gradient are each one program.
+    Returns:
+      Features head, d of each token, of the dtype of `packed`.
+    Raises:
+      ValueError: an unknown backend, or features that do not divide.
+    """
+    if packed.ndim != 3 or packed.shape[2] % (3 * heads):
+        raise ValueError(f"no {heads} heads of queries, keys and values in {packed.shape}")
+    units, _ = products.pick(products_backend, packed.dtype)
+    if units == "amx" and pick(backend, packed.dtype)[0] == "cpu":
+        return _attend.bind(packed, heads=heads)
+    return _unfused(packed, heads=heads, backend=backend)
+
+
+def _unfused(packed: Packed, *, heads: int, backend: str = "cpu") -> Array:
+    q, k, v = rearrange(packed, "b n (three h d) -> three b n h d", three=3, h=heads)
+    return rearrange(attention(q, k, v, backend), "b n h d -> b n (h d)")
+
+
+# Three primitives: attention; its tangent, linear in that of `packed`; and its gradient, the tangent's
+# transpose.  Each of the latter two transposes into the other, and what no program is written for, the
+# tangent and derivatives of second order, is that of `_unfused`.
+_attend = Primitive("guidedflow_attention")
+_tangent = Primitive("guidedflow_attention_tangent")
+_gradient = Primitive("guidedflow_attention_gradient")
+
+
+def _tangent_unfused(packed: Packed, tangent: Packed, *, heads: int) -> Array:
+    return jax.jvp(lambda packed: _unfused(packed, heads=heads), (packed,), (tangent,))[1]
+
+
+def _gradient_unfused(packed: Packed, cotangent: Array, *, heads: int) -> Array:
+    (gradient,) = jax.vjp(lambda packed: _unfused(packed, heads=heads), packed)[1](cotangent)
+    return gradient
+
+
+def _attend_call(packed: Packed, *, heads: int) -> Array:
+    shape = (*packed.shape[:2], packed.shape[2] // 3)
+    call = jax.ffi.ffi_call(native.ATTENTION, jax.ShapeDtypeStruct(shape, packed.dtype))
+    return call(packed, heads=heads)
+
+
+def _gradient_call(packed: Packed, cotangent: Array, *, heads: int) -> Array:
+    result = jax.ShapeDtypeStruct(packed.shape, packed.dtype)
+    return jax.ffi.ffi_call(native.ATTENTION_GRADIENT, result)(packed, cotangent, heads=heads)
+
+
+def _merged(primitive: Primitive, operands: Any, axes: Any, *, heads: int) -> tuple[Array, int]:
+    """Map by making one batch of the mapped axis and the examples."""
+    size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
+    stacks = (batching.bdim_at_front(v, axis, size) for v, axis in zip(operands, axes, strict=True))
+    result = primitive.bind(*(v.reshape(-1, *v.shape[2:]) for v in stacks), heads=heads)
+    return result.reshape(size, -1, *result.shape[1:]), 0
+
+
+def _attend_jvp(primals: Any, tangents: Any, *, heads: int) -> tuple[Array, Array]:
+    mixed = _attend.bind(*primals, heads=heads)
+    return mixed, _tangent.bind(*primals, *tangents, heads=heads)
+
+
+def _unfused_jvp(function: Any, primals: Any, tangents: Any, *, heads: int) -> tuple[Array, Array]:
+    tangents = tuple(map(ad.instantiate_zeros, tangents))
+    return jax.jvp(partial(function, heads=heads), primals, tangents)
+
+
+def _transposed(other: Primitive, ct: Any, packed: Array, _: Any, *, heads: int) -> tuple:
+    if type(ct) is ad.Zero:
+        return None, None
+    return None, other.bind(packed, ct, heads=heads)
+
+
+def _define(primitive: Primitive, result: Any, compute: Any, platform: str | None = None) -> None:
+    primitive.def_abstract_eval(result)
+    primitive.def_impl(jax.jit(compute, static_argnames="heads"))
+    lowering = mlir.lower_fun(compute, multiple_results=False)
+    mlir.register_lowering(primitive, lowering, platform=platform)
+    batching.primitive_batchers[primitive] = partial(_merged, primitive)
+
+
+def _mixed(packed: Any, *_: Any, heads: int) -> Any:
+    return reshaped(packed, (*packed.shape[:2], packed.shape[2] // 3))
+
+
+def _same(packed: Any, *_: Any, heads: int) -> Any:
+    return reshaped(packed, packed.shape)
+
+
+_define(_attend, _mixed, _attend_call, "cpu")
+_define(_tangent, _mixed, _tangent_unfused)
+_define(_gradient, _same, _gradient_call, "cpu")
+ad.primitive_jvps[_attend] = _attend_jvp
+ad.primitive_jvps[_tangent] = partial(_unfused_jvp, _tangent_unfused)
+ad.primitive_jvps[_gradient] = partial(_unfused_jvp, _gradient_unfused)
+ad.primitive_transposes[_tangent] = partial(_transposed, _gradient)
+ad.primitive_transposes[_gradient] = partial(_transposed, _tangent)
