@@ -7,7 +7,6 @@ import sys
 import traceback
 from pathlib import Path
 
-from guidedflow.commands import memory
 from guidedflow.commands.flags import use_flags
 from guidedflow.registry import choose
 
@@ -85,11 +84,8 @@ def run(arguments: list[str]) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; an error that the user can mend is one line on stderr and exit code 2.
 
-    GUIDEDFLOW_TRACEBACK=1 shows where it came from.  With `arguments` given it is a call, and the
-    memory of the process is the caller's.
+    GUIDEDFLOW_TRACEBACK=1 shows where it came from.
     """
-    if arguments is None:
-        memory.keep_freed()
     try:
         code = run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:

@@ -10,9 +10,6 @@ from guidedflow.types import Cond, ModelFn, check_batch, pytree
 
 # Measured on two cores with DiT-S/2: of 256 to 4096 token rows a turn, 1024 gave the most evaluations.
 CPU_ROWS = 1024
-# A training step of 2048 rows as one micro-batch took less time than as two, 6 to 28%, where the process
-# keeps its memory: nothing is added up.
-CPU_TRAINING_ROWS = 2048
 
 
 @pytree
@@ -71,27 +68,27 @@ def for_device(model: ModelFn, network: Any) -> ModelFn:
       model: a network as a model function.
       network: the network itself; one without a `grid` of tokens is left whole.
     """
-    rows = _examples(network, CPU_ROWS)
+    rows = rows_for_device(network)
     return model if rows is None else in_groups(model, rows)
 
 
 def micro_batches_for_device(network: Any, batch: int) -> int:
     """Return into how many equal parts a training step cuts the `batch` that one device holds.
 
-    On a CPU each part has about 2048 tokens and its gradient is taken on its own, so that nothing
+    On a CPU each part has about 1024 tokens and its gradient is taken on its own, so that nothing
     but the gradients' sum is kept from one to the next; on accelerators there is one part.
 
     Args:
       network: the network itself; one without a `grid` of tokens is left whole.
       batch: examples.
     """
-    rows = _examples(network, CPU_TRAINING_ROWS)
+    rows = rows_for_device(network)
     return 1 if rows is None else batch // group_of(batch, rows)
 
 
-def _examples(network: Any, rows: int) -> int | None:
-    """Return the examples a turn of `rows` tokens on a CPU, or None for the whole batch."""
+def rows_for_device(network: Any) -> int | None:
+    """Return the examples a turn that suit the default device, or None for the whole batch."""
     if jax.default_backend() != "cpu" or not hasattr(network, "grid"):
         return None
     height, width = network.grid
-    return max(1, rows // (height * width))
+    return max(1, CPU_ROWS // (height * width))
