@@ -1,4 +1,4 @@
-"""For tests of what runs on the matrix units: the mark that skips them where there are none."""
+"""For tests of the kernels compiled for a processor: each of its units, and skips what it lacks."""
 
 import platform
 
@@ -8,11 +8,17 @@ import pytest
 from guidedflow.models import native
 
 
-def has_units():
-    return platform.machine() == "x86_64" and set(native._UNITS) <= native.processor_units()
+def has_units(name):
+    needs = set(native.UNITS[name].needs)
+    return platform.machine() == "x86_64" and needs <= native.processor_units()
 
 
-units = pytest.mark.skipif(not has_units(), reason="the processor has no AMX")
+def _parameter(name):
+    skip = pytest.mark.skipif(not has_units(name), reason=f"the processor has no {name}")
+    return pytest.param(name, marks=skip)
+
+
+on_all_units = pytest.mark.parametrize("units", [_parameter(name) for name in native.UNITS])
 
 
 def normal(seed, *shape):

@@ -1,6 +1,7 @@
-"""What `product.cc` and `attention.cc` need of this machine, and the program made of them when asked for."""
+"""The kernels of `kernels/`, compiled for this machine's processor when they are first asked for."""
 
 import ctypes
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -9,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -21,13 +23,37 @@ _HANDLERS = {
     ATTENTION: "GuidedflowAttention",
     ATTENTION_GRADIENT: "GuidedflowAttentionGradient",
 }
-_FOLDER = Path(__file__).parent
-_SOURCES = [_FOLDER / name for name in ("product.cc", "attention.cc")]
-_READ = [*_SOURCES, _FOLDER / "tiles.h"]
-# What the compiler may use, and what the processor must then say that it has.
-_UNITS = ("amx_bf16", "amx_tile", "avx512_bf16", "avx512bw", "avx512dq", "avx512f", "avx512vl")
-_OPTIONS = ["-O3", "-std=c++17", "-shared", "-fPIC"]
-_OPTIONS += ["-m" + name.replace("amx_", "amx-").replace("avx512_", "avx512") for name in _UNITS]
+_FOLDER = Path(__file__).parent / "kernels"
+_SOURCES = sorted(_FOLDER.glob("*.cc"))
+_READ = sorted(_FOLDER.iterdir())
+_OPTIONS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """What of a processor the kernels are compiled for.
+
+    Attributes:
+      needs: what the processor must say that it has, and the compiler may use.
+      options: of the compiler, besides.
+    """
+
+    needs: tuple[str, ...]
+    options: tuple[str, ...] = ()
+
+    def compiler_options(self) -> list[str]:
+        """Return every option of the compiler."""
+        named = (name.replace("amx_", "amx-").replace("avx512_", "avx512") for name in self.needs)
+        return [*_OPTIONS, *self.options, *("-m" + name for name in named)]
+
+
+_AVX512 = ("avx512bw", "avx512dq", "avx512f", "avx512vl")
+# By name, the fastest first: the matrix units, and fused multiply-add on wide or on narrow vectors.
+UNITS: Mapping[str, Units] = {
+    "amx": Units(("amx_bf16", "amx_tile", "avx512_bf16", *_AVX512), ("-DGUIDEDFLOW_AMX",)),
+    "avx512": Units((*_AVX512, "fma")),
+    "avx2": Units(("avx2", "fma")),
+}
 
 
 class Unavailable(Exception):
@@ -44,28 +70,35 @@ def processor_units() -> set[str]:
     return set(flags.partition(":")[2].split())
 
 
+def target(name: str, units: str) -> str:
+    """Return the name by which JAX knows a kernel compiled for these units."""
+    return f"{name}_{units}"
+
+
 @functools.cache
-def load() -> None:
-    """Compile the program, unless the user's cache folder holds it, and make it known to JAX.
+def load(units: str) -> None:
+    """Compile the kernels for a name of UNITS, unless the user's cache folder holds them, and make
+    them known to JAX.
 
     Raises:
       Unavailable: the processor lacks the units, there is no C++ compiler ($CXX, or c++), or it
         refuses.
     """
-    missing = sorted(set(_UNITS) - processor_units())
+    missing = sorted(set(UNITS[units].needs) - processor_units())
     if platform.machine() != "x86_64" or missing:
         raise Unavailable(f"the processor has no {', '.join(missing) or 'x86-64 instructions'}")
-    library = ctypes.CDLL(str(_compiled()))
-    for target, handler in _HANDLERS.items():
+    library = ctypes.CDLL(str(_compiled(units)))
+    for name, handler in _HANDLERS.items():
         capsule = jax.ffi.pycapsule(getattr(library, handler))
-        jax.ffi.register_ffi_target(target, capsule, platform="cpu")
+        jax.ffi.register_ffi_target(target(name, units), capsule, platform="cpu")
 
 
-def _compiled() -> Path:
-    """Return the compiled program, made where it is missing: whole or not at all."""
-    parts = [path.read_bytes() for path in _READ] + [repr(_OPTIONS).encode()]
+def _compiled(units: str) -> Path:
+    """Return the compiled kernels, made where they are missing: whole or not at all."""
+    options = UNITS[units].compiler_options()
+    parts = [path.read_bytes() for path in _READ] + [repr(options).encode()]
     parts.append(importlib.metadata.version("jaxlib").encode())
-    name = f"units-{hashlib.sha256(b'/'.join(parts)).hexdigest()[:16]}.so"
+    name = f"{units}-{hashlib.sha256(b'/'.join(parts)).hexdigest()[:16]}.so"
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = home / "guidedflow" / "native" / name
     if path.exists():
@@ -77,7 +110,7 @@ def _compiled() -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / name
-            command = [*compiler.split(), *_OPTIONS, "-isystem", jax.ffi.include_dir()]
+            command = [*compiler.split(), *options, "-isystem", jax.ffi.include_dir()]
             command += [*map(str, _SOURCES), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True)
             os.replace(made, path)

@@ -10,12 +10,13 @@ from jaxtyping import Array, Float
 
 from guidedflow.models import native
 from guidedflow.models.folding import fold_mapped
-from guidedflow.models.matrix_units import multiply
+from guidedflow.models.native_product import multiply
 from guidedflow.registry import choose
 
-BACKENDS = {"xla": "XLA, wherever it runs", "amx": "`matrix_units`"}
+# "native" is the fastest of `native.UNITS` that the processor has.
+BACKENDS = dict.fromkeys(("xla", "native", *native.UNITS))
 _log = logging.getLogger(__name__)
-# With fewer rows than this, packing the kernel for the matrix units takes longer than they save.
+# With fewer rows than this, packing the right operand takes longer than a kernel saves.
 LEAST_ROWS = 256
 
 
@@ -26,15 +27,15 @@ def product(
 
     Args:
       x, kernel: of one dtype.
-      backend: "xla"; or "amx", float32 products on the matrix units of some CPUs (`matrix_units`), as
-        exact as XLA's and from 256 rows on faster, where `pick` finds it possible; fewer rows are
-        XLA's.
+      backend: "xla"; or "native", float32 products by a kernel compiled for this CPU
+        (`native_product`), as exact as XLA's and from 256 rows on faster, where `pick` finds it
+        possible; fewer rows are XLA's; or a name of `native.UNITS`, that kernel and no other.
     Raises:
       ValueError: an unknown backend.
     """
     name, _ = pick(backend, x.dtype)
-    if name == "amx" and len(x) >= LEAST_ROWS:
-        return multiply(x, kernel)
+    if name != "xla" and len(x) >= LEAST_ROWS:
+        return multiply(x, kernel, name)
     if jax.default_backend() == "cpu":
         return folded_product(x, kernel)
     # Accelerators' compilers fold a mapped axis themselves, and a reshape would tear a batch that is
@@ -43,7 +44,7 @@ def product(
 
 
 def pick(backend: str, dtype: Any) -> tuple[str, str]:
-    """Return the backend that runs on the default device, and why.
+    """Return what runs on the default device, "xla" or a name of `native.UNITS`, and why.
 
     Args:
       backend: a name.
@@ -55,16 +56,19 @@ def pick(backend: str, dtype: Any) -> tuple[str, str]:
     if backend == "xla":
         return "xla", "asked for"
     platform = jax.default_backend()
+    reasons = []
     if platform != "cpu" or jnp.dtype(dtype) != jnp.float32:
-        reason = f"amx is for float32 on a CPU, here are {platform} and {jnp.dtype(dtype)}"
+        found = f"{platform} and {jnp.dtype(dtype)}"
+        reasons.append(f"{backend} is for float32 on a CPU, here are {found}")
     else:
-        try:
-            native.load()
-            return "amx", "asked for"
-        except native.Unavailable as error:
-            reason = f"no amx here: {error}"
-    say_once(f"products run on xla: {reason}")
-    return "xla", reason
+        for units in native.UNITS if backend == "native" else (backend,):
+            try:
+                native.load(units)
+                return units, "asked for" if units == backend else "the fastest of this processor"
+            except native.Unavailable as error:
+                reasons.append(f"no {units} here: {error}")
+    say_once(f"products run on xla: {reasons[-1]}")
+    return "xla", reasons[-1]
 
 
 @functools.cache

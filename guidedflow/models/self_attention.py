@@ -1,4 +1,4 @@
-"""Self-attention of a packed projection, as one program on the matrix units where there are some.
+"""Self-attention of a packed projection, as one program compiled for this machine's processor.
 
 Queries, keys and values as a projection leaves them, one after another in a token's features, are
 what `attention.cc` reads, and in that order it writes their gradient: nothing is copied on the way.
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from guidedflow.models import native, products
 from guidedflow.models.attention import attention, pick
-from guidedflow.models.matrix_units import reshaped
+from guidedflow.models.native_product import reshaped
 
 Packed = Float[Array, "b n three_h_d"]
 
@@ -31,8 +31,8 @@ def self_attention(
       packed: features (q k v), head, d of each token.
       heads: h, which divides a third of the features.
       backend: see `attention.attention`.
-      products_backend: see `products.product`; with "amx", where `products.pick` finds it possible
-        and attention is the CPU's, attention and its gradient are each one program.
+      products_backend: see `products.product`; where `products.pick` finds units for it and attention
+        is the CPU's, attention and its gradient are each one program.
     Returns:
       Features head, d of each token, of the dtype of `packed`.
     Raises:
@@ -41,8 +41,8 @@ def self_attention(
     if packed.ndim != 3 or packed.shape[2] % (3 * heads):
         raise ValueError(f"no {heads} heads of queries, keys and values in {packed.shape}")
     units, _ = products.pick(products_backend, packed.dtype)
-    if units == "amx" and pick(backend, packed.dtype)[0] == "cpu":
-        return _attend.bind(packed, heads=heads)
+    if units != "xla" and pick(backend, packed.dtype)[0] == "cpu":
+        return _attend.bind(packed, heads=heads, units=units)
     return _unfused(packed, heads=heads, backend=backend)
 
 
@@ -59,63 +59,73 @@ _tangent = Primitive("guidedflow_attention_tangent")
 _gradient = Primitive("guidedflow_attention_gradient")
 
 
-def _tangent_unfused(packed: Packed, tangent: Packed, *, heads: int) -> Array:
+def _tangent_unfused(packed: Packed, tangent: Packed, *, heads: int, units: str) -> Array:
     return jax.jvp(lambda packed: _unfused(packed, heads=heads), (packed,), (tangent,))[1]
 
 
-def _gradient_unfused(packed: Packed, cotangent: Array, *, heads: int) -> Array:
+def _gradient_unfused(packed: Packed, cotangent: Array, *, heads: int, units: str) -> Array:
     (gradient,) = jax.vjp(lambda packed: _unfused(packed, heads=heads), packed)[1](cotangent)
     return gradient
 
 
-def _attend_call(packed: Packed, *, heads: int) -> Array:
+def _attend_call(packed: Packed, *, heads: int, units: str) -> Array:
     shape = (*packed.shape[:2], packed.shape[2] // 3)
-    call = jax.ffi.ffi_call(native.ATTENTION, jax.ShapeDtypeStruct(shape, packed.dtype))
+    target = native.target(native.ATTENTION, units)
+    call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, packed.dtype))
     return call(packed, heads=heads)
 
 
-def _gradient_call(packed: Packed, cotangent: Array, *, heads: int) -> Array:
+def _gradient_call(packed: Packed, cotangent: Array, *, heads: int, units: str) -> Array:
     result = jax.ShapeDtypeStruct(packed.shape, packed.dtype)
-    return jax.ffi.ffi_call(native.ATTENTION_GRADIENT, result)(packed, cotangent, heads=heads)
+    target = native.target(native.ATTENTION_GRADIENT, units)
+    return jax.ffi.ffi_call(target, result)(packed, cotangent, heads=heads)
 
 
-def _merged(primitive: Primitive, operands: Any, axes: Any, *, heads: int) -> tuple[Array, int]:
+def _merged(
+    primitive: Primitive, operands: Any, axes: Any, *, heads: int, units: str
+) -> tuple[Array, int]:
     """Map by making one batch of the mapped axis and the examples."""
     size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
     stacks = (batching.bdim_at_front(v, axis, size) for v, axis in zip(operands, axes, strict=True))
-    result = primitive.bind(*(v.reshape(-1, *v.shape[2:]) for v in stacks), heads=heads)
+    result = primitive.bind(
+        *(v.reshape(-1, *v.shape[2:]) for v in stacks), heads=heads, units=units
+    )
     return result.reshape(size, -1, *result.shape[1:]), 0
 
 
-def _attend_jvp(primals: Any, tangents: Any, *, heads: int) -> tuple[Array, Array]:
-    mixed = _attend.bind(*primals, heads=heads)
-    return mixed, _tangent.bind(*primals, *tangents, heads=heads)
+def _attend_jvp(primals: Any, tangents: Any, *, heads: int, units: str) -> tuple[Array, Array]:
+    mixed = _attend.bind(*primals, heads=heads, units=units)
+    return mixed, _tangent.bind(*primals, *tangents, heads=heads, units=units)
 
 
-def _unfused_jvp(function: Any, primals: Any, tangents: Any, *, heads: int) -> tuple[Array, Array]:
+def _unfused_jvp(
+    function: Any, primals: Any, tangents: Any, *, heads: int, units: str
+) -> tuple[Array, Array]:
     tangents = tuple(map(ad.instantiate_zeros, tangents))
-    return jax.jvp(partial(function, heads=heads), primals, tangents)
+    return jax.jvp(partial(function, heads=heads, units=units), primals, tangents)
 
 
-def _transposed(other: Primitive, ct: Any, packed: Array, _: Any, *, heads: int) -> tuple:
+def _transposed(
+    other: Primitive, ct: Any, packed: Array, _: Any, *, heads: int, units: str
+) -> tuple:
     if type(ct) is ad.Zero:
         return None, None
-    return None, other.bind(packed, ct, heads=heads)
+    return None, other.bind(packed, ct, heads=heads, units=units)
 
 
 def _define(primitive: Primitive, result: Any, compute: Any, platform: str | None = None) -> None:
     primitive.def_abstract_eval(result)
-    primitive.def_impl(jax.jit(compute, static_argnames="heads"))
+    primitive.def_impl(jax.jit(compute, static_argnames=("heads", "units")))
     lowering = mlir.lower_fun(compute, multiple_results=False)
     mlir.register_lowering(primitive, lowering, platform=platform)
     batching.primitive_batchers[primitive] = partial(_merged, primitive)
 
 
-def _mixed(packed: Any, *_: Any, heads: int) -> Any:
+def _mixed(packed: Any, *_: Any, heads: int, units: str) -> Any:
     return reshaped(packed, (*packed.shape[:2], packed.shape[2] // 3))
 
 
-def _same(packed: Any, *_: Any, heads: int) -> Any:
+def _same(packed: Any, *_: Any, heads: int, units: str) -> Any:
     return reshaped(packed, packed.shape)
 
 

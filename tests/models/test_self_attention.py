@@ -1,4 +1,4 @@
-"""Self-attention on the matrix units against float64 and XLA, forwards, backwards, mapped, sharded."""
+"""Self-attention by compiled kernels against float64 and XLA, forwards, backwards, mapped, sharded."""
 
 from functools import partial
 
@@ -9,15 +9,18 @@ import pytest
 from einops import rearrange
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from units import normal, units
+from units import normal, on_all_units
 
 from guidedflow.models import native
 from guidedflow.models.self_attention import self_attention
 from guidedflow.training.flops import counted
 
-pytestmark = units
-fused = partial(self_attention, backend="cpu", products_backend="amx")
+pytestmark = on_all_units
 plain = partial(self_attention, backend="cpu")
+
+
+def by(units):
+    return partial(self_attention, backend="cpu", products_backend=units)
 
 
 def gradient(function, packed, cotangent, heads):
@@ -54,11 +57,12 @@ SHAPES = [
 
 @pytest.mark.parametrize(("b", "n", "h", "d"), SHAPES)
 @pytest.mark.parametrize("size", [1.0, 8.0])
-def test_the_error_is_that_of_float32(b, n, h, d, size):
+def test_the_error_is_that_of_float32(units, b, n, h, d, size):
     """No more than four times XLA's own, and 2⁻²² of the largest number, where XLA's happens to be 0.
 
     With numbers of size 8 the largest logits pass 100: one token takes all the weight.
     """
+    fused = by(units)
     packed, cotangent = size * normal(0, b, n, 3 * h * d), normal(1, b, n, h * d)
     of_value, of_gradient = exact(packed, cotangent, h)
     for function, expected in (
@@ -69,7 +73,8 @@ def test_the_error_is_that_of_float32(b, n, h, d, size):
         assert error <= 4 * own + 2**-22 * np.abs(expected).max()
 
 
-def test_equal_keys_give_the_mean_of_the_values():
+def test_equal_keys_give_the_mean_of_the_values(units):
+    fused = by(units)
     packed = normal(0, 2, 50, 3 * 16).at[..., 16:32].set(0.7)
     got = fused(packed, 2)
     mean = np.asarray(packed[..., 32:], np.float64).mean(1, keepdims=True)
@@ -77,29 +82,33 @@ def test_equal_keys_give_the_mean_of_the_values():
     np.testing.assert_allclose(got, np.broadcast_to(mean, got.shape), atol=60 * 2**-24 * 4)
 
 
-def test_logits_far_apart_neither_overflow_nor_vanish():
+def test_logits_far_apart_neither_overflow_nor_vanish(units):
     """Logits of 0 and ±10⁵: each token attends to itself alone, or to all with its sign."""
+    fused = by(units)
     eye = jnp.eye(8)[None]
     values = normal(0, 1, 8, 8)
     packed = jnp.concatenate([1e3 * eye, 1e3 * eye, values], axis=-1)
     np.testing.assert_allclose(fused(packed, 1), values, rtol=2**-22)
 
 
-def test_what_is_not_finite_stays_visible_and_stays_in_its_head():
+def test_what_is_not_finite_stays_visible_and_stays_in_its_head(units):
+    fused = by(units)
     packed = normal(0, 1, 20, 3 * 16).at[0, 3, 16].set(jnp.nan)
     got = np.asarray(fused(packed, 2))
     assert np.isnan(got[..., :8]).all()
     assert np.isfinite(got[..., 8:]).all()
 
 
-def test_no_tokens_and_no_examples():
+def test_no_tokens_and_no_examples(units):
+    fused = by(units)
     for shape in ((0, 5, 12), (2, 0, 12)):
         assert fused(jnp.ones(shape), 2).shape == (*shape[:2], 4)
         assert gradient(fused, jnp.ones(shape), jnp.ones((*shape[:2], 4)), 2).shape == shape
 
 
 @pytest.mark.parametrize("axis", [0, 1, 3])
-def test_vmap_is_a_larger_batch(axis):
+def test_vmap_is_a_larger_batch(units, axis):
+    fused = by(units)
     packed, cotangent = normal(0, 3, 2, 9, 24), normal(1, 3, 2, 9, 8)
     moved = jnp.moveaxis(packed, 0, axis)
     flat = packed.reshape(6, 9, 24)
@@ -110,7 +119,8 @@ def test_vmap_is_a_larger_batch(axis):
     np.testing.assert_array_equal(got.reshape(6, 9, 24), expected)
 
 
-def test_vmap_over_cotangents_alone_and_nested():
+def test_vmap_over_cotangents_alone_and_nested(units):
+    fused = by(units)
     packed, cotangent = normal(0, 2, 9, 24), normal(1, 2, 3, 2, 9, 8)
     got = jax.vmap(jax.vmap(lambda c: gradient(fused, packed, c, 2)))(cotangent)
     for i in range(2):
@@ -135,7 +145,8 @@ def loss(packed, function):
     ],
     ids=["forwards", "hessian", "twice backwards", "remat", "penalty", "scan"],
 )
-def test_derivatives_of_every_mode_and_order(derivative):
+def test_derivatives_of_every_mode_and_order(units, derivative):
+    fused = by(units)
     packed = normal(0, 1, 5, 3 * 4)
     got, expected = (
         jax.jit(derivative(partial(loss, function=function)))(packed) for function in (fused, plain)
@@ -143,8 +154,9 @@ def test_derivatives_of_every_mode_and_order(derivative):
     np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
 
 
-def test_the_gradient_transposes_back():
+def test_the_gradient_transposes_back(units):
     """⟨gradient(c), t⟩ = ⟨tangent(t), c⟩, and the gradient is linear in c."""
+    fused = by(units)
     packed, t, c = normal(0, 2, 7, 24), normal(1, 2, 7, 24), normal(2, 2, 7, 8)
     back = jax.linear_transpose(lambda c: gradient(fused, packed, c, 2), c)
     (tangent,) = back(t)
@@ -155,15 +167,21 @@ def test_the_gradient_transposes_back():
     )
 
 
-def test_one_program_forwards_and_one_backwards():
+def test_one_program_forwards_and_one_backwards(units):
+    fused = by(units)
     packed = normal(0, 2, 16, 24)
     value_and_grad = jax.jit(jax.value_and_grad(lambda p: loss(p, fused)))
     text = value_and_grad.lower(packed).as_text()
-    assert text.count(f"@{native.ATTENTION}(") == text.count(f"@{native.ATTENTION_GRADIENT}(") == 1
+    assert (
+        text.count(f"@{native.target(native.ATTENTION, units)}(")
+        == text.count(f"@{native.target(native.ATTENTION_GRADIENT, units)}(")
+        == 1
+    )
     assert "dot_general" not in text
 
 
-def test_sharded_it_is_the_same():
+def test_sharded_it_is_the_same(units):
+    fused = by(units)
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
     packed = normal(0, 8, 9, 24)
     rows = jax.device_put(packed, NamedSharding(mesh, P("data")))
@@ -175,13 +193,15 @@ def test_sharded_it_is_the_same():
     np.testing.assert_array_equal(jax.jit(mapped)(rows), expected)
 
 
-def test_operations_are_counted():
+def test_operations_are_counted(units):
+    fused = by(units)
     packed = jnp.ones((2, 10, 3 * 12))
     product = 2 * 2 * 10 * 10 * 12
     assert counted(lambda p: fused(p, 3), packed) == 2 * product
     assert counted(jax.grad(lambda p: jnp.sum(fused(p, 3))), packed) == 7 * product
 
 
-def test_features_that_do_not_divide_are_refused():
+def test_features_that_do_not_divide_are_refused(units):
+    fused = by(units)
     with pytest.raises(ValueError, match=r"no 5 heads of queries, keys and values in \(2, 9, 24\)"):
         fused(jnp.ones((2, 9, 24)), 5)

@@ -1,4 +1,4 @@
-// Self-attention and its gradient on the matrix units, for XLA.  See tiles.h.
+// Self-attention and its gradient, for XLA.  See units.h.
 //
 // Of one head's queries q, keys k and values v, with s = scale q k^T and p = softmax(s) by rows, the
 // result is o = p v.  Of a cotangent do of o it has the gradient
@@ -12,12 +12,10 @@
 #include <cmath>
 #include <limits>
 
-#include "tiles.h"
+#include "units.h"
 
 namespace guidedflow {
 namespace {
-
-constexpr int64_t kCacheBytes = 1 << 19;  // a quarter of a core's second cache
 
 // Of one head: its lines, one for each token, in memory that may be written.
 struct Lines {
@@ -49,99 +47,77 @@ struct Head {
   float scale;
 };
 
-// e^x to float32's rounding: x = n log 2 + r, |r| <= log(2) / 2, and the series of e^r.
-__m512 Exp(__m512 x) {
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-  // log 2 in two parts, the first of few enough bits to be multiplied exactly.
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 sum = _mm512_set1_ps(1.0f / 5040);
-  for (const float term : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
-    sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(term));
-  return _mm512_scalef_ps(sum, n);
-}
-
-// Replaces a row of logits x by e^(scale (x - max)) and returns their sum.
+// Replaces a row of logits x by e^(scale (x - max)), padded with zeros to whole vectors, and returns
+// their sum.
 float Exponentials(float* row, int64_t count, float scale) {
-  __m512 largest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  for (int64_t j = 0; j < count; j += kSide) {
-    const __mmask16 mask = First(count - j);
-    largest = _mm512_mask_max_ps(largest, mask, largest, _mm512_maskz_loadu_ps(mask, row + j));
+  const int64_t padded = RoundUp(count, kLanes);
+  std::fill(row + count, row + padded, -std::numeric_limits<float>::infinity());
+  Vector largest = Load(row);
+  for (int64_t j = kLanes; j < padded; j += kLanes) largest = Larger(largest, Load(row + j));
+  const float top = Largest(largest);
+  Vector sum = {};
+  for (int64_t j = 0; j < padded; j += kLanes) {
+    const Vector power = Exp(scale * (Load(row + j) - top));
+    sum += power;
+    Store(power, row + j);
   }
-  const __m512 factor = _mm512_set1_ps(scale), top = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
-  __m512 sum = _mm512_setzero_ps();
-  for (int64_t j = 0; j < count; j += kSide) {
-    const __mmask16 mask = First(count - j);
-    const __m512 below = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, row + j), top);
-    const __m512 power = Exp(_mm512_mul_ps(factor, below));
-    sum = _mm512_mask_add_ps(sum, mask, sum, power);
-    _mm512_mask_storeu_ps(row + j, mask, power);
-  }
-  return _mm512_reduce_add_ps(sum);
+  return Sum(sum);
 }
 
 // Replaces a row of exponentials by the weights p, and one of dp by ds.
 void DifferentiateSoftmax(float* weights, float* slopes, int64_t count, float sum) {
-  const __m512 inverse = _mm512_set1_ps(1.0f / sum);
-  __m512 total = _mm512_setzero_ps();
-  for (int64_t j = 0; j < count; j += kSide) {
-    const __mmask16 mask = First(count - j);
-    const __m512 weight = _mm512_mul_ps(inverse, _mm512_maskz_loadu_ps(mask, weights + j));
-    total = _mm512_fmadd_ps(weight, _mm512_maskz_loadu_ps(mask, slopes + j), total);
-    _mm512_mask_storeu_ps(weights + j, mask, weight);
+  const float inverse = 1.0f / sum;
+  Vector total = {};
+  for (int64_t j = 0; j < count; j += kLanes) {
+    const Vector weight = inverse * Load(weights + j);
+    total += weight * Load(slopes + j);
+    Store(weight, weights + j);
   }
-  const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(total));
-  for (int64_t j = 0; j < count; j += kSide) {
-    const __mmask16 mask = First(count - j);
-    const __m512 slope = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, slopes + j), mean);
-    const __m512 weight = _mm512_maskz_loadu_ps(mask, weights + j);
-    _mm512_mask_storeu_ps(slopes + j, mask, _mm512_mul_ps(weight, slope));
-  }
+  const float mean = Sum(total);
+  for (int64_t j = 0; j < count; j += kLanes)
+    Store(Load(weights + j) * (Load(slopes + j) - mean), slopes + j);
 }
 
 // Rows of which a task makes the logits at once, where a row of `numbers` numbers is to stay in cache.
 int64_t RowsAtOnce(int64_t tokens, int64_t numbers) {
   const int64_t bytes = numbers * static_cast<int64_t>(sizeof(float));
-  const int64_t fitting = std::max(kBlock, kCacheBytes / bytes);
+  const int64_t fitting = std::max(kTall, kCacheBytes / 2 / bytes);
   const int64_t turns = RoundUp(tokens, fitting) / fitting;
-  return RoundUp(RoundUp(tokens, turns) / turns, kBlock);
+  return RoundUp(RoundUp(tokens, turns) / turns, kTall);
 }
 
 // Writes `count` numbers times `factor`.
 void WriteScaled(const float* from, int64_t count, float factor, float* to) {
-  for (int64_t j = 0; j < count; j += kSide) {
-    const __mmask16 mask = First(count - j);
-    const __m512 values = _mm512_maskz_loadu_ps(mask, from + j);
-    _mm512_mask_storeu_ps(to + j, mask, _mm512_mul_ps(values, _mm512_set1_ps(factor)));
-  }
+  for (int64_t j = 0; j < count; j += kLanes) Store(factor * Load(from + j), to + j, count - j);
 }
 
-// Writes the transpose of `size` rows of `tokens` numbers times `factor`.
+// Writes the transpose of `size` rows of `tokens` numbers times `factor`; what lies beyond either,
+// to whole vectors, may be read.
 void WriteTransposed(const float* from, int64_t width, int64_t tokens, int64_t size, float factor,
                      const Lines& to) {
-  alignas(64) float block[kSide][kSide];
-  for (int64_t i = 0; i < tokens; i += kSide)
-    for (int64_t j = 0; j < size; j += kSide) {
-      Transpose(reinterpret_cast<const uint32_t*>(from + j * width + i), width,
-                reinterpret_cast<uint32_t*>(block), kSide);
-      for (int64_t line = 0; line < std::min(kSide, tokens - i); ++line)
-        WriteScaled(block[line], std::min(kSide, size - j), factor, to[i + line] + j);
+  for (int64_t i = 0; i < tokens; i += kLanes)
+    for (int64_t j = 0; j < size; j += kLanes) {
+      Vector lines[kLanes];
+      for (int64_t line = 0; line < kLanes; ++line) lines[line] = Load(from + (j + line) * width + i);
+      Transpose(lines);
+      for (int64_t line = 0; line < std::min(kLanes, tokens - i); ++line)
+        Store(factor * lines[line], to[i + line] + j, size - j);
     }
 }
 
 void Attend(const Head& head, const Lines& result) {
-  thread_local Workspace<Half> for_keys, for_values, for_rows;
+  thread_local Workspace<Number> for_keys, for_values, for_rows;
   thread_local Workspace<float> for_logits, for_mixed, for_sums;
   const int64_t tokens = head.keys.rows, size = head.keys.depth;
   const Packed keys = Pack<true>(head.keys, for_keys);
   const Packed values = Pack<true>(head.values.Transposed(), for_values);
-  const int64_t width = keys.Rows(), depth = values.Rows();
-  // A row of logits, and its three parts of 16 bits.
+  const int64_t width = keys.blocks * kWide, depth = values.blocks * kWide;
+  // A row of logits, and as it is packed.
   const int64_t turn = RowsAtOnce(tokens, 3 * width);
   float* logits = for_logits.Get(turn * width);
   float* mixed = for_mixed.Get(turn * depth);
   float* sums = for_sums.Get(turn);
-  const Tiles tiles;
+  [[maybe_unused]] const InUse in_use;
   for (int64_t begin = 0; begin < tokens; begin += turn) {
     const int64_t count = std::min(turn, tokens - begin);
     Multiply(Pack<false>(head.queries.Rows(begin, count), for_rows), keys, true, logits, width);
@@ -156,21 +132,23 @@ void Attend(const Head& head, const Lines& result) {
 
 void Differentiate(const Head& head, const Operand& cotangent, const Lines& of_queries,
                    const Lines& of_keys, const Lines& of_values) {
-  thread_local Workspace<Half> for_keys, for_values, for_across, for_rows, for_columns;
+  thread_local Workspace<Number> for_keys, for_values, for_across, for_rows, for_columns;
   thread_local Workspace<float> for_weights, for_slopes, for_dq, for_dk, for_dv;
   const int64_t tokens = head.keys.rows, size = head.keys.depth;
   const Packed keys = Pack<true>(head.keys, for_keys);
   const Packed values = Pack<true>(head.values, for_values);
   const Packed across = Pack<true>(head.keys.Transposed(), for_across);
-  const int64_t width = keys.Rows(), depth = across.Rows();
-  // Rows of weights and of slopes, the slopes' parts packed both ways.
+  const int64_t width = keys.blocks * kWide, depth = across.blocks * kWide;
+  // Rows of weights and of slopes, the slopes packed both ways.
   const int64_t turn = RowsAtOnce(tokens, 5 * width);
   float* weights = for_weights.Get(turn * width);
   float* slopes = for_slopes.Get(turn * width);
   float* dq = for_dq.Get(turn * depth);
-  float* dk = for_dk.Get(depth * width);
-  float* dv = for_dv.Get(depth * width);
-  const Tiles tiles;
+  // With their features as rows, in whole blocks and whole vectors.
+  const int64_t features = std::max(RoundUp(size, kTall), RoundUp(size, kLanes));
+  float* dk = for_dk.Get(features * width);
+  float* dv = for_dv.Get(features * width);
+  [[maybe_unused]] const InUse in_use;
   for (int64_t begin = 0; begin < tokens; begin += turn) {
     const int64_t count = std::min(turn, tokens - begin);
     const Operand queries = head.queries.Rows(begin, count);

@@ -1,11 +1,12 @@
-"""A float32 product on the matrix units (AMX) of x86-64 processors, as a primitive of JAX.
+"""A float32 product by a kernel compiled for this machine's processor, as a primitive of JAX.
 
-The units multiply bfloat16 and add in float32.  Split into three bfloat16 of falling size,
-a = a₀ + a₁ + a₂ to all 24 bits, two float32 matrices have the product
+On the matrix units (AMX) of some x86-64 processors, which multiply bfloat16 and add in float32, each
+number is split into three bfloat16 of falling size, a = a₀ + a₁ + a₂ to all 24 bits, and
 
   a·b ≈ a₀b₀ + a₁b₀ + a₂b₀ + a₀b₁ + a₁b₁ + a₀b₂,
 
-whose left-out terms are below float32's rounding.  `product.cc` computes it.
+whose left-out terms are below float32's rounding (`kernels/tiles.h`).  Elsewhere it is one fused
+multiply-add after another, on vectors as wide as the processor's (`kernels/lanes.h`).
 """
 
 from typing import Any
@@ -23,25 +24,28 @@ from guidedflow.models import native
 def multiply(
     x: Float[Array, "*stack m k"],
     y: Float[Array, "*stack k n"],
+    units: str,
     transpose_x: bool = False,
     transpose_y: bool = False,
 ) -> Float[Array, "*stack m n"]:
     """Return the product of two matrices, or of two stacks of them entry by entry.
 
-    Differentiable to every order, forwards and backwards; `vmap` folds an axis of `x` alone into its
-    rows and makes stacks of any other.  Infinite entries give NaN, and numbers below 1e-38 count as 0.
-    Partitioned by a mesh it is computed whole on every device; under `shard_map` and `pmap` it is not.
+      Differentiable to every order, forwards and backwards; `vmap` folds an axis of `x` alone into its
+      rows and makes stacks of any other.  On the matrix units infinite entries give NaN, and numbers below
+    1e-38 count as 0.
+      Partitioned by a mesh it is computed whole on every device; under `shard_map` and `pmap` it is not.
 
-    Args:
-      x, y: float32, of rank 2, or both of rank 3.
-      transpose_x, transpose_y: whether the last two axes of an operand are read the other way round.
-    Raises:
-      ValueError: other dtypes or ranks, or shapes that do not go together.
-      native.Unavailable: see `native.load`.
+      Args:
+        x, y: float32, of rank 2, or both of rank 3.
+        units: what computes, a name of `native.UNITS`.
+        transpose_x, transpose_y: whether the last two axes of an operand are read the other way round.
+      Raises:
+        ValueError: other dtypes or ranks, or shapes that do not go together.
+        native.Unavailable: see `native.load`.
     """
-    native.load()
+    native.load(units)
     x, y = _alike(x, y)
-    return _product.bind(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
+    return _product.bind(x, y, units=units, transpose_x=transpose_x, transpose_y=transpose_y)
 
 
 def _alike(*operands: Array) -> list[Array]:
@@ -55,7 +59,7 @@ def _alike(*operands: Array) -> list[Array]:
     ]
 
 
-def _result(x: Any, y: Any, *, transpose_x: bool, transpose_y: bool) -> Any:
+def _result(x: Any, y: Any, *, units: str, transpose_x: bool, transpose_y: bool) -> Any:
     (*stack, m, k), (*others, same, n) = x.shape, y.shape
     m, k = (k, m) if transpose_x else (m, k)
     same, n = (n, same) if transpose_y else (same, n)
@@ -71,41 +75,48 @@ def reshaped(aval: Any, shape: tuple[int, ...]) -> Any:
     return aval.update(shape=shape, sharding=whole, weak_type=False)
 
 
-def _call(x: Array, y: Array, *, transpose_x: bool, transpose_y: bool) -> Array:
+def _call(x: Array, y: Array, *, units: str, transpose_x: bool, transpose_y: bool) -> Array:
     operands = jax.typeof(x), jax.typeof(y)
-    result = _result(*operands, transpose_x=transpose_x, transpose_y=transpose_y)
-    call = jax.ffi.ffi_call(native.PRODUCT, jax.ShapeDtypeStruct(result.shape, result.dtype))
+    result = _result(*operands, units=units, transpose_x=transpose_x, transpose_y=transpose_y)
+    target = native.target(native.PRODUCT, units)
+    call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(result.shape, result.dtype))
     return call(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
 
 
-def _to_x(ct: Array, x: Any, y: Array, *, transpose_x: bool, transpose_y: bool) -> Array:
+def _to_x(
+    ct: Array, x: Any, y: Array, *, units: str, transpose_x: bool, transpose_y: bool
+) -> Array:
     if transpose_x:
-        return multiply(y, ct, transpose_y, True)
-    return multiply(ct, y, False, not transpose_y)
+        return multiply(y, ct, units, transpose_y, True)
+    return multiply(ct, y, units, False, not transpose_y)
 
 
-def _to_y(ct: Array, x: Array, y: Any, *, transpose_x: bool, transpose_y: bool) -> Array:
+def _to_y(
+    ct: Array, x: Array, y: Any, *, units: str, transpose_x: bool, transpose_y: bool
+) -> Array:
     if transpose_y:
-        return multiply(ct, x, True, transpose_x)
-    return multiply(x, ct, not transpose_x, False)
+        return multiply(ct, x, units, True, transpose_x)
+    return multiply(x, ct, units, not transpose_x, False)
 
 
-def _mapped(operands: Any, axes: Any, *, transpose_x: bool, transpose_y: bool) -> tuple[Array, int]:
+def _mapped(
+    operands: Any, axes: Any, *, units: str, transpose_x: bool, transpose_y: bool
+) -> tuple[Array, int]:
     (x, y), (x_axis, y_axis) = operands, axes
     if y_axis is None and y.ndim == 2 and not transpose_x:
         x = jnp.moveaxis(x, x_axis, 0)
-        rows = multiply(x.reshape(-1, x.shape[-1]), y, False, transpose_y)
+        rows = multiply(x.reshape(-1, x.shape[-1]), y, units, False, transpose_y)
         return rows.reshape(*x.shape[:2], rows.shape[-1]), 0
     size = y.shape[y_axis] if x_axis is None else x.shape[x_axis]
     stacks = [batching.bdim_at_front(v, axis, size) for v, axis in ((x, x_axis), (y, y_axis))]
     left, right = (stack.reshape(-1, *stack.shape[-2:]) for stack in stacks)
-    result = multiply(left, right, transpose_x, transpose_y)
+    result = multiply(left, right, units, transpose_x, transpose_y)
     return result.reshape(*stacks[0].shape[:-2], *result.shape[-2:]), 0
 
 
 _product = Primitive("guidedflow_product")
 _product.def_abstract_eval(_result)
-_product.def_impl(jax.jit(_call, static_argnames=("transpose_x", "transpose_y")))
+_product.def_impl(jax.jit(_call, static_argnames=("units", "transpose_x", "transpose_y")))
 mlir.register_lowering(_product, mlir.lower_fun(_call, multiple_results=False), platform="cpu")
 ad.defbilinear(_product, _to_x, _to_y)
 batching.primitive_batchers[_product] = _mapped

@@ -1,49 +1,42 @@
-// The product of two float32 matrices on the matrix units, for XLA.  See tiles.h.
+// The product of two float32 matrices for XLA.  See units.h.
 
-#include "tiles.h"
+#include "units.h"
 
 namespace guidedflow {
 namespace {
 
-constexpr int64_t kChunk = 16 * kDepth;     // what is packed at once of the left one's contraction
-constexpr int64_t kCacheHalves = 1 << 19;   // a megabyte: half a core's second cache
-
 // Copies the `rows` by `columns` numbers that the result has of a block that juts out.
 void CopyBlock(const float* from, int64_t from_width, float* to, int64_t to_width, int64_t rows,
                int64_t columns) {
-  for (int64_t i = 0; i < std::min(rows, kBlock); ++i)
-    for (int64_t j = 0; j < std::min(columns, kBlock); ++j)
+  for (int64_t i = 0; i < std::min(rows, kTall); ++i)
+    for (int64_t j = 0; j < std::min(columns, kWide); ++j)
       to[i * to_width + j] = from[i * from_width + j];
 }
 
 // Packs rows [begin, end) of the left operand, a chunk of the contraction at a time, and multiplies
 // them with the packed right one.
-void MultiplyRows(const Operand& left, const Half* right, int64_t columns, int64_t begin,
+void MultiplyRows(const Operand& left, const Number* right, int64_t columns, int64_t begin,
                   int64_t end, float* result) {
-  thread_local Workspace<Half> workspace;
-  const int64_t right_stride = Panel(left.depth);
-  const int64_t panels = RoundUp(end - begin, kBlock) / kSide;
-  const Tiles tiles_in_use;
-  alignas(64) float edge[kBlock * kBlock];
+  thread_local Workspace<Number> workspace;
+  [[maybe_unused]] const InUse in_use;
+  alignas(64) float edge[kTall * kWide];
   for (int64_t k = 0; k < left.depth; k += kChunk) {
-    Operand chunk = left;
-    chunk.data += k * left.column;
-    chunk.depth = std::min(kChunk, left.depth - k);
-    const int64_t stride = Panel(chunk.depth), tiles = stride / kTile;
-    Half* packed = workspace.Get(panels * stride);
-    PackPanels<false>(chunk, begin, panels, stride, packed);
-    for (int64_t j = 0; j < columns; j += kBlock)
-      for (int64_t i = begin; i < end; i += kBlock) {
-        const Half* rows = packed + (i - begin) / kSide * stride;
-        const Half* others = right + j / kSide * right_stride + k / kDepth * kTile;
+    const Operand chunk = left.Depths(k, std::min(kChunk, left.depth - k));
+    const Operand rows = chunk.Rows(begin, end - begin);
+    const Packed packed = Pack<false>(rows, workspace);
+    for (int64_t j = 0; j < columns; j += kWide)
+      for (int64_t b = 0; b < packed.blocks; ++b) {
+        const int64_t i = begin + b * kTall;
+        const Number* one = packed.data + b * BlockNumbers<false>(chunk.depth);
+        const Number* other = right + j / kWide * BlockNumbers<true>(left.depth) + Along(k);
         float* to = result + i * columns + j;
-        if (i + kBlock <= end && j + kBlock <= columns) {
-          MultiplyBlock(rows, stride, others, right_stride, tiles, k == 0, to, columns);
+        if (i + kTall <= end && j + kWide <= columns) {
+          MultiplyBlock(one, other, left.depth, chunk.depth, k == 0, to, columns);
           continue;
         }
-        if (k > 0) CopyBlock(to, columns, edge, kBlock, end - i, columns - j);
-        MultiplyBlock(rows, stride, others, right_stride, tiles, k == 0, edge, kBlock);
-        CopyBlock(edge, kBlock, to, columns, end - i, columns - j);
+        if (k > 0) CopyBlock(to, columns, edge, kWide, end - i, columns - j);
+        MultiplyBlock(one, other, left.depth, chunk.depth, k == 0, edge, kWide);
+        CopyBlock(edge, kWide, to, columns, end - i, columns - j);
       }
   }
 }
@@ -51,24 +44,25 @@ void MultiplyRows(const Operand& left, const Half* right, int64_t columns, int64
 // Computes one product, its parts done by run(count, task) on at most `threads` threads.
 template <typename Run>
 void MultiplyOne(const Operand& left, const Operand& right, float* result, int64_t threads, Run run) {
-  thread_local Workspace<Half> workspace;
-  const int64_t stride = Panel(left.depth);
-  const int64_t panels = RoundUp(right.rows, kBlock) / kSide;
-  Half* packed = workspace.Get(panels * stride);
-  const int64_t shares = std::min(panels, 4 * threads);
+  thread_local Workspace<Number> workspace;
+  const int64_t block = BlockNumbers<true>(left.depth);
+  const int64_t others = RoundUp(right.rows, kWide) / kWide;
+  Number* packed = workspace.Get(others * block + kSlack);
+  const int64_t shares = std::min(others, 4 * threads);
   run(shares, [&](int64_t share) {
-    const int64_t first = share * panels / shares, last = (share + 1) * panels / shares;
-    PackPanels<true>(right, first * kSide, last - first, stride, packed + first * stride);
+    const int64_t first = share * others / shares, last = (share + 1) * others / shares;
+    PackBlocks<true>(right, first * kWide, last - first, packed + first * block);
   });
 
   // Equal numbers of rows a turn, as many as stay in cache, and as many turns for every thread.
-  const int64_t blocks = RoundUp(left.rows, kBlock) / kBlock;
-  const int64_t fitting = kCacheHalves / (2 * Panel(std::min(kChunk, left.depth)));
+  const int64_t blocks = RoundUp(left.rows, kTall) / kTall;
+  const int64_t bytes = BlockNumbers<false>(std::min(kChunk, left.depth)) * sizeof(Number);
+  const int64_t fitting = std::max<int64_t>(1, kCacheBytes / bytes);
   const int64_t rounds = RoundUp(blocks, threads * fitting) / (threads * fitting);
   const int64_t turns = std::min(blocks, threads * rounds);
   run(turns, [&](int64_t turn) {
-    const int64_t begin = turn * blocks / turns * kBlock;
-    const int64_t end = std::min((turn + 1) * blocks / turns * kBlock, left.rows);
+    const int64_t begin = turn * blocks / turns * kTall;
+    const int64_t end = std::min((turn + 1) * blocks / turns * kTall, left.rows);
     MultiplyRows(left, packed, right.rows, begin, end, result);
   });
 }
