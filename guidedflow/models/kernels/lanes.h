@@ -79,11 +79,6 @@ __attribute__((noinline)) static void MultiplyBlock(const float* left, const flo
 #pragma GCC unroll 16
   for (int64_t i = 0; i < kTall; ++i) __builtin_prefetch(to + i * width, 1);
   Vector sums[kTall][kVectors] = {};
-  if (!begins)
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < kTall; ++i)
-#pragma GCC unroll 4
-      for (int64_t j = 0; j < kVectors; ++j) sums[i][j] = Load(to + i * width + j * kLanes);
   for (int64_t k = 0; k < depth; ++k, left += kTall, right += kWide) {
     Vector columns[kVectors];
 #pragma GCC unroll 4
@@ -101,7 +96,10 @@ __attribute__((noinline)) static void MultiplyBlock(const float* left, const flo
 #pragma GCC unroll 16
   for (int64_t i = 0; i < kTall; ++i)
 #pragma GCC unroll 4
-    for (int64_t j = 0; j < kVectors; ++j) Store(sums[i][j], to + i * width + j * kLanes);
+    for (int64_t j = 0; j < kVectors; ++j) {
+      float* at = to + i * width + j * kLanes;
+      Store(begins ? sums[i][j] : sums[i][j] + Load(at), at);
+    }
 }
 
 }  // namespace guidedflow
