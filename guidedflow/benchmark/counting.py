@@ -13,7 +13,7 @@ from jaxtyping import Array
 from guidedflow.benchmark.workload import EVERY, SOLVERS, Apply, Workload
 from guidedflow.models.dit import DiT
 from guidedflow.models.grouping import CPU_ROWS
-from guidedflow.models.products import product
+from guidedflow.models.products import pick, product
 
 # What the two counts may differ by: softmax, normalisation and activations are in one of them alone.
 AGREE = 0.1
@@ -92,8 +92,8 @@ def product_of(network: nn.Module, batch: int, dtype: Any) -> tuple[Callable[[],
     backend = getattr(network, "products", "xla")
     if jax.default_backend() == "cpu":
         # Sampling takes a batch in turns.  XLA's product of so many rows is faster than a large one:
-        # against the large one utilisation came out above 1.  Matrix units like both branches' rows.
-        rows = min(rows, 2 * CPU_ROWS if backend == "amx" else CPU_ROWS)
+        # against the large one utilisation came out above 1.  Kernels like both branches' rows.
+        rows = min(rows, CPU_ROWS if pick(backend, dtype)[0] == "xla" else 2 * CPU_ROWS)
     width = network.width
     hidden = round(network.mlp_ratio * width)
     # A product that the call itself outlasts would measure the call.

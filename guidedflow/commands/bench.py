@@ -52,7 +52,8 @@ def parser() -> Parser:
     options.add_argument(
         "--products",
         default="xla",
-        help="a DiT's float32 products by xla (default), or by amx: the matrix units of some CPUs",
+        help="a DiT's float32 products by xla (default); by native, kernels compiled for this CPU; or by "
+        "one of these, amx, avx512, avx2",
     )
     options.add_argument(
         "--strategy",

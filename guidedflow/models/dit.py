@@ -177,7 +177,7 @@ class DiT(nn.Module):
       dtype: compute dtype; bfloat16 on accelerators, float32 on CPU, where it is faster.
       attention: backend, see `attention.attention`.
       products: who computes the products and the attention of the blocks, see `products.product` and
-        `self_attention.self_attention`: "xla"; or "amx", on a CPU that has AMX.
+        `self_attention.self_attention`: "xla"; or "native", kernels compiled for this CPU.
       scan_layers: compile one block and scan it; see `stacking.stack_blocks` for the parameters.
       remat: what the backward pass keeps, see `stacking.check_remat`.
       perturb_blocks: indices in [0, depth) of the blocks that `perturbation` is done to.

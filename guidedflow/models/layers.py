@@ -10,7 +10,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from guidedflow.models.products import product
+from guidedflow.models.products import affine
 
 Initializer = Callable[..., Array]
 
@@ -25,6 +25,7 @@ class Dense(nn.Module):
       kernel_init, bias_init: initialisers of the float32 parameters `kernel` (d, k), `bias` (k,).
       dtype: of the product and of the result.
       products: who computes it, see `products.product`.
+      gelu: whether GELU, in its hyperbolic-tangent form, follows.
     """
 
     features: int
@@ -32,19 +33,16 @@ class Dense(nn.Module):
     bias_init: Initializer = nn.initializers.zeros_init()
     dtype: Any = jnp.float32
     products: str = "xla"
+    gelu: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows k"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        y = product(rows, kernel.astype(self.dtype), self.products) + bias.astype(self.dtype)[None]
+        operands = rows, kernel.astype(self.dtype), bias.astype(self.dtype)
+        y = affine(*operands, self.products, self.gelu)
         return y.reshape(*x.shape[:-1], self.features)
-
-
-# A derivative computes element by element what lies between two products again, from what the first
-# one gave: on CPU that is faster than keeping the parts.
-_gelu = jax.checkpoint(partial(nn.gelu, approximate=True))
 
 
 class MLP(nn.Module):
@@ -63,7 +61,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
         dense = partial(Dense, dtype=self.dtype, products=self.products)
-        return dense(x.shape[-1], name="fc2")(_gelu(dense(self.hidden, name="fc1")(x)))
+        return dense(x.shape[-1], name="fc2")(dense(self.hidden, gelu=True, name="fc1")(x))
 
 
 def normalize(x: Float[Array, "*rows d"], epsilon: float = 1e-6) -> Float[Array, "*rows d"]:

@@ -16,10 +16,12 @@ from pathlib import Path
 import jax
 
 PRODUCT = "guidedflow_product"
+AFFINE = "guidedflow_affine"
 ATTENTION = "guidedflow_attention"
 ATTENTION_GRADIENT = "guidedflow_attention_gradient"
 _HANDLERS = {
     PRODUCT: "GuidedflowProduct",
+    AFFINE: "GuidedflowAffine",
     ATTENTION: "GuidedflowAttention",
     ATTENTION_GRADIENT: "GuidedflowAttentionGradient",
 }

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from guidedflow.models import native
 from guidedflow.models.folding import fold_mapped
-from guidedflow.models.native_product import multiply
+from guidedflow.models.native_product import affine as native_affine
+from guidedflow.models.native_product import multiply, recomputed_gelu
 from guidedflow.registry import choose
 
 # "native" is the fastest of `native.UNITS` that the processor has.
@@ -41,6 +42,29 @@ def product(
     # Accelerators' compilers fold a mapped axis themselves, and a reshape would tear a batch that is
     # sharded over devices.
     return x @ kernel
+
+
+def affine(
+    x: Float[Array, "rows d"],
+    kernel: Float[Array, "d k"],
+    bias: Float[Array, " k"],
+    backend: str = "xla",
+    gelu: bool = False,
+) -> Float[Array, "rows k"]:
+    """Return x·kernel + bias, or GELU of it in its hyperbolic-tangent form, as one layer computes it.
+
+    Args:
+      x, kernel, bias: of one dtype.
+      backend: see `product`.
+      gelu: whether GELU follows.
+    Raises:
+      ValueError: an unknown backend.
+    """
+    name, _ = pick(backend, x.dtype)
+    if name != "xla" and len(x) >= LEAST_ROWS:
+        return native_affine(x, kernel, bias, name, gelu)
+    y = product(x, kernel, backend) + bias[None]
+    return recomputed_gelu(y) if gelu else y
 
 
 def pick(backend: str, dtype: Any) -> tuple[str, str]:

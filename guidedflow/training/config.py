@@ -92,7 +92,7 @@ def defaults() -> ConfigDict:
                 "time_scale": placeholder(float),
                 "double_channels": placeholder(bool),
                 "attention": placeholder(str),
-                "products": placeholder(str),  # "amx": float32 on the matrix units of some CPUs
+                "products": placeholder(str),  # "native": float32 by kernels compiled for this CPU
                 "scan_layers": placeholder(bool),
                 "remat": placeholder(str),
             },

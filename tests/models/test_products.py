@@ -17,7 +17,7 @@ from units import has_units, normal, on_all_units
 from guidedflow import models
 from guidedflow.benchmark.workload import random_params
 from guidedflow.models import native, products
-from guidedflow.models.native_product import multiply
+from guidedflow.models.native_product import affine, multiply
 from guidedflow.models.products import pick, product
 from guidedflow.training.flops import counted
 
@@ -212,7 +212,7 @@ def test_a_network_and_its_gradient_are_the_same(units, networks):
         return jnp.mean(network.apply({"params": params}, x, t, jnp.array([1, 2])) ** 2)
 
     text = jax.jit(loss, static_argnums=2).lower(params, x, fast).as_text()
-    assert text.count(f"@{native.target(native.PRODUCT, units)}(") == 4
+    assert text.count(f"@{native.target(native.AFFINE, units)}(") == 4
     assert text.count(f"@{native.target(native.ATTENTION, units)}(") == 1
     expected = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)(params, x, plain)
     got = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)(params, x, fast)
@@ -303,3 +303,100 @@ def test_sixteen_bits_and_unknown_names():
         pick("axm", jnp.float32)
     with pytest.raises(ValueError, match="unknown products"):
         models.create("tiny", products="mkl")
+
+
+def layer(x, kernel, bias, gelu):
+    y = exact(x, kernel) + np.asarray(bias, np.float64)
+    return y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3))) / 2 if gelu else y
+
+
+@on_all_units
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize(("m", "k", "n"), SHAPES)
+def test_a_layer_has_the_error_of_float32(units, m, k, n, gelu):
+    x, kernel, bias = normal(0, m, k), normal(1, k, n), normal(2, n)
+    error = np.abs(affine(x, kernel, bias, units, gelu) - layer(x, kernel, bias, gelu))
+    # GELU's slope is at most 1.13, and its own rounding a few parts in 2^24 of its argument.
+    rounding = 2 * bound(x, kernel) + 2**-21 * np.abs(exact(x, kernel) + np.float64(bias))
+    assert (error <= rounding + 2**-24 * np.abs(bias)).all()
+
+
+@on_all_units
+def test_gelu_far_out_is_its_argument_or_nothing(units):
+    far = jnp.array([[-1e30, -50.0, -10.0, 0.0, 10.0, 50.0, 1e30]])
+    got = affine(jnp.ones((1, 1)), jnp.zeros((1, 7)), far[0], units, gelu=True)
+    np.testing.assert_allclose(got, np.maximum(far, 0), atol=1e-7)
+    broken = affine(
+        jnp.ones((1, 1)), jnp.zeros((1, 2)), jnp.array([jnp.nan, 1.0]), units, gelu=True
+    )
+    np.testing.assert_array_equal(np.isnan(broken), [[True, False]])
+
+
+def plain_layer(x, kernel, bias, gelu):
+    y = x @ kernel + bias[None]
+    return jax.nn.gelu(y) if gelu else y
+
+
+@on_all_units
+@pytest.mark.parametrize("gelu", [False, True])
+def test_derivatives_of_a_layer(units, gelu):
+    operands = normal(0, 2, 3), normal(1, 3, 4), normal(2, 4)
+
+    def of(f):
+        def loss(*operands):
+            return jnp.sum(jnp.sin(f(*operands)))
+
+        each = [jax.grad(loss, i) for i in range(3)]
+        return [*each, jax.jacfwd(loss, (0, 1, 2)), jax.hessian(loss, (0, 1, 2))]
+
+    fast = of(partial(affine, units=units, gelu=gelu))
+    for got, expected in zip(fast, of(partial(plain_layer, gelu=gelu)), strict=True):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+            jax.jit(got)(*operands),
+            expected(*operands),
+        )
+
+
+@on_all_units
+@pytest.mark.parametrize("axes", [(0, None, None), (1, None, None), (0, 0, None), (None, None, 0)])
+def test_vmap_of_a_layer_is_a_loop(units, axes):
+    sizes = [(4, 5), (5, 6), (6,)]
+    operands = [
+        normal(i, *size[: axis or 0], 3, *size[axis or 0 :])
+        if axis is not None
+        else normal(i, *size)
+        for i, (size, axis) in enumerate(zip(sizes, axes, strict=True))
+    ]
+    got = jax.vmap(partial(affine, units=units, gelu=True), axes)(*operands)
+    expected = jax.vmap(partial(plain_layer, gelu=True), axes)(*operands)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@on_all_units
+def test_an_empty_layer_is_its_bias_and_other_shapes_are_refused(units):
+    bias = normal(0, 3)
+    got = affine(jnp.ones((2, 0)), jnp.ones((0, 3)), bias, units)
+    np.testing.assert_array_equal(got, np.broadcast_to(bias, (2, 3)))
+    with pytest.raises(ValueError, match="no bias"):
+        affine(jnp.ones((2, 4)), jnp.ones((4, 3)), normal(0, 4), units)
+    assert counted(partial(affine, units=units), jnp.ones((2, 4)), jnp.ones((4, 3)), bias) == 48
+
+
+@on_all_units
+def test_under_shard_map_a_shared_layer_gets_the_sum_of_its_gradients(units):
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
+    operands = normal(0, 64, 32), normal(1, 32, 16), normal(2, 16)
+
+    def loss(f, *operands):
+        return jnp.sum(jnp.sin(f(*operands)))
+
+    mapped = jax.shard_map(
+        jax.grad(lambda *o: jax.lax.psum(loss(partial(affine, units=units), *o), "data"), (1, 2)),
+        mesh=mesh,
+        in_specs=(P("data"), P(), P()),
+        out_specs=(P(), P()),
+    )
+    expected = jax.grad(partial(loss, partial(plain_layer, gelu=False)), (1, 2))(*operands)
+    for got, right in zip(jax.jit(mapped)(*operands), expected, strict=True):
+        np.testing.assert_allclose(got, right, atol=5e-5)

@@ -1,4 +1,4 @@
-// The product of two float32 matrices for XLA.  See units.h.
+// The product of two float32 matrices, and one with a bias and GELU after it, for XLA.  See units.h.
 
 #include "units.h"
 
@@ -13,10 +13,27 @@ void CopyBlock(const float* from, int64_t from_width, float* to, int64_t to_widt
       to[i * to_width + j] = from[i * from_width + j];
 }
 
+// What is done to a product's columns at its end: nothing without a bias.
+struct Finish {
+  const float* bias;
+  bool gelu;
+
+  // Of one block, whose first column and those after it the result has `columns` of.
+  void operator()(int64_t column, int64_t columns, float* to, int64_t width) const {
+    for (int64_t j = 0; j < kWide; j += kLanes) {
+      const Vector shift = Load(bias + column + j, columns - j);
+      for (int64_t i = 0; i < kTall; ++i) {
+        const Vector sum = Load(to + i * width + j) + shift;
+        Store(gelu ? Gelu(sum) : sum, to + i * width + j);
+      }
+    }
+  }
+};
+
 // Packs rows [begin, end) of the left operand, a chunk of the contraction at a time, and multiplies
 // them with the packed right one.
-void MultiplyRows(const Operand& left, const Number* right, int64_t columns, int64_t begin,
-                  int64_t end, float* result) {
+void MultiplyRows(const Operand& left, const Number* right, int64_t columns, const Finish& finish,
+                  int64_t begin, int64_t end, float* result) {
   thread_local Workspace<Number> workspace;
   [[maybe_unused]] const InUse in_use;
   alignas(64) float edge[kTall * kWide];
@@ -24,6 +41,7 @@ void MultiplyRows(const Operand& left, const Number* right, int64_t columns, int
     const Operand chunk = left.Depths(k, std::min(kChunk, left.depth - k));
     const Operand rows = chunk.Rows(begin, end - begin);
     const Packed packed = Pack<false>(rows, workspace);
+    const bool ends = finish.bias && k + kChunk >= left.depth;
     for (int64_t j = 0; j < columns; j += kWide)
       for (int64_t b = 0; b < packed.blocks; ++b) {
         const int64_t i = begin + b * kTall;
@@ -32,10 +50,12 @@ void MultiplyRows(const Operand& left, const Number* right, int64_t columns, int
         float* to = result + i * columns + j;
         if (i + kTall <= end && j + kWide <= columns) {
           MultiplyBlock(one, other, left.depth, chunk.depth, k == 0, to, columns);
+          if (ends) finish(j, columns - j, to, columns);
           continue;
         }
         if (k > 0) CopyBlock(to, columns, edge, kWide, end - i, columns - j);
         MultiplyBlock(one, other, left.depth, chunk.depth, k == 0, edge, kWide);
+        if (ends) finish(j, columns - j, edge, kWide);
         CopyBlock(edge, kWide, to, columns, end - i, columns - j);
       }
   }
@@ -43,7 +63,8 @@ void MultiplyRows(const Operand& left, const Number* right, int64_t columns, int
 
 // Computes one product, its parts done by run(count, task) on at most `threads` threads.
 template <typename Run>
-void MultiplyOne(const Operand& left, const Operand& right, float* result, int64_t threads, Run run) {
+void MultiplyOne(const Operand& left, const Operand& right, const Finish& finish, float* result,
+                 int64_t threads, Run run) {
   thread_local Workspace<Number> workspace;
   const int64_t block = BlockNumbers<true>(left.depth);
   const int64_t others = RoundUp(right.rows, kWide) / kWide;
@@ -63,7 +84,7 @@ void MultiplyOne(const Operand& left, const Operand& right, float* result, int64
   run(turns, [&](int64_t turn) {
     const int64_t begin = turn * blocks / turns * kTall;
     const int64_t end = std::min((turn + 1) * blocks / turns * kTall, left.rows);
-    MultiplyRows(left, packed, right.rows, begin, end, result);
+    MultiplyRows(left, packed, right.rows, finish, begin, end, result);
   });
 }
 
@@ -79,7 +100,7 @@ Operand Entry(const Buffer& stack, int64_t index, bool transposed) {
 }
 
 void ComputeProduct(ffi::ThreadPool pool, const Buffer& x, const Buffer& y, bool transpose_x,
-                    bool transpose_y, float* result) {
+                    bool transpose_y, const Finish& finish, float* result) {
   const int64_t entries = x.dimensions().size() == 3 ? x.dimensions()[0] : 1;
   const int64_t threads = std::max<int64_t>(1, pool.num_threads());
   const auto spread = [&](int64_t count, const Task& task) { RunAll(pool, count, task); };
@@ -89,7 +110,7 @@ void ComputeProduct(ffi::ThreadPool pool, const Buffer& x, const Buffer& y, bool
   const auto multiply = [&](int64_t entry, int64_t threads, const auto& run) {
     // The right operand's rows are the result's columns.
     const Operand left = Entry(x, entry, transpose_x), right = Entry(y, entry, !transpose_y);
-    MultiplyOne(left, right, result + entry * left.rows * right.rows, threads, run);
+    MultiplyOne(left, right, finish, result + entry * left.rows * right.rows, threads, run);
   };
   // Many small products go one to a thread, few large ones over all threads one after another.
   if (entries >= threads && entries > 1) {
@@ -104,7 +125,15 @@ ffi::Error Product(ffi::ThreadPool pool, Buffer x, Buffer y, ffi::Result<Buffer>
   float* to = result->typed_data();
   if (x.element_count() == 0) std::fill_n(to, result->element_count(), 0.0f);
   if (x.element_count() == 0 || y.element_count() == 0) return ffi::Error::Success();
-  return OnUnits([&] { ComputeProduct(pool, x, y, transpose_x, transpose_y, to); });
+  return OnUnits([&] { ComputeProduct(pool, x, y, transpose_x, transpose_y, {}, to); });
+}
+
+// Of matrices that are not empty.
+ffi::Error Affine(ffi::ThreadPool pool, Buffer x, Buffer y, Buffer bias, ffi::Result<Buffer> result,
+                  bool gelu) {
+  const Finish finish = {bias.typed_data(), gelu};
+  return OnUnits(
+      [&] { ComputeProduct(pool, x, y, false, false, finish, result->typed_data()); });
 }
 
 }  // namespace
@@ -118,3 +147,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(GuidedflowProduct, guidedflow::Product,
                                   .Ret<guidedflow::Buffer>()
                                   .Attr<bool>("transpose_x")
                                   .Attr<bool>("transpose_y"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(GuidedflowAffine, guidedflow::Affine,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<guidedflow::Buffer>()
+                                  .Arg<guidedflow::Buffer>()
+                                  .Arg<guidedflow::Buffer>()
+                                  .Ret<guidedflow::Buffer>()
+                                  .Attr<bool>("gelu"));
