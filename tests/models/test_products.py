@@ -323,8 +323,8 @@ def test_a_layer_has_the_error_of_float32(units, m, k, n, gelu):
 
 @on_all_units
 def test_gelu_far_out_is_its_argument_or_nothing(units):
-    far = jnp.array([[-1e30, -50.0, -10.0, 0.0, 10.0, 50.0, 1e30]])
-    got = affine(jnp.ones((1, 1)), jnp.zeros((1, 7)), far[0], units, gelu=True)
+    far = jnp.array([[-jnp.inf, -3e38, -50.0, -10.0, 0.0, 10.0, 50.0, 3e38]])
+    got = affine(jnp.ones((1, 1)), jnp.zeros((1, 8)), far[0], units, gelu=True)
     np.testing.assert_allclose(got, np.maximum(far, 0), atol=1e-7)
     broken = affine(
         jnp.ones((1, 1)), jnp.zeros((1, 2)), jnp.array([jnp.nan, 1.0]), units, gelu=True

@@ -168,6 +168,7 @@ class InUse {
 inline void MultiplyBlock(const Half* left, const Half* right, int64_t right_depth, int64_t depth,
                           bool begins, float* to, int64_t width) {
   const int64_t left_stride = Panel(depth), right_stride = Panel(right_depth);
+  asm volatile("" ::: "memory");  // GCC does not know that loading a tile reads memory
   if (begins) {
     _tile_zero(0);
     _tile_zero(1);

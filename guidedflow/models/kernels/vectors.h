@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
 namespace guidedflow {
 
@@ -43,8 +44,6 @@ inline void Store(Vector values, float* to, int64_t count) {
 
 inline Vector Larger(Vector x, Vector y) { return x < y ? y : x; }
 
-inline Vector Smaller(Vector x, Vector y) { return x > y ? y : x; }
-
 inline float Sum(Vector x) {
   float sum = 0;
   for (int64_t i = 0; i < kLanes; ++i) sum += x[i];
@@ -74,10 +73,11 @@ inline Vector Exp(Vector x) {
 }
 
 // x / (1 + e^(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3): the hyperbolic-tangent form of GELU,
-// Hendrycks & Gimpel 2016, section 2, with 1 + tanh u = 2 / (1 + e^(-2 u)).
+// Hendrycks & Gimpel 2016, section 2, with 1 + tanh u = 2 / (1 + e^(-2 u)).  Below -10 it is that of
+// -10, -1e-37.
 inline Vector Gelu(Vector x) {
-  const Vector power = -1.59576912f * x * (1.0f + 0.044715f * x * x);
-  return x / (1.0f + Exp(Smaller(power, Every(88.0f))));
+  x = Larger(x, Every(-10.0f));  // NaN stays
+  return x / (1.0f + Exp(-1.59576912f * x * (1.0f + 0.044715f * x * x)));
 }
 
 // Transposes kLanes by kLanes numbers in registers: exchanges halves, quarters and so on.
