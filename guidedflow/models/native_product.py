@@ -31,18 +31,18 @@ def multiply(
 ) -> Float[Array, "*stack m n"]:
     """Return the product of two matrices, or of two stacks of them entry by entry.
 
-      Differentiable to every order, forwards and backwards; `vmap` folds an axis of `x` alone into its
-      rows and makes stacks of any other.  On the matrix units infinite entries give NaN, and numbers below
-    1e-38 count as 0.
-      Partitioned by a mesh it is computed whole on every device; under `shard_map` and `pmap` it is not.
+    Differentiable to every order, forwards and backwards; `vmap` folds an axis of `x` alone into its
+    rows and makes stacks of any other.  On the matrix units infinite entries give NaN, and numbers
+    below 1e-38 count as 0.  Partitioned by a mesh it is computed whole on every device; under
+    `shard_map` and `pmap` it is not.
 
-      Args:
-        x, y: float32, of rank 2, or both of rank 3.
-        units: what computes, a name of `native.UNITS`.
-        transpose_x, transpose_y: whether the last two axes of an operand are read the other way round.
-      Raises:
-        ValueError: other dtypes or ranks, or shapes that do not go together.
-        native.Unavailable: see `native.load`.
+    Args:
+      x, y: float32, of rank 2, or both of rank 3.
+      units: what computes, a name of `native.UNITS`.
+      transpose_x, transpose_y: whether the last two axes of an operand are read the other way round.
+    Raises:
+      ValueError: other dtypes or ranks, or shapes that do not go together.
+      native.Unavailable: see `native.load`.
     """
     native.load(units)
     x, y = _alike(x, y)
