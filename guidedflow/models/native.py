@@ -37,10 +37,13 @@ class Units:
 
     Attributes:
       needs: what the processor must say that it has, and the compiler may use.
+      least_rows: with fewer rows than this, XLA's product is the faster: packing the right operand
+        takes longer than the kernel saves.
       options: of the compiler, besides.
     """
 
     needs: tuple[str, ...]
+    least_rows: int
     options: tuple[str, ...] = ()
 
     def compiler_options(self) -> list[str]:
@@ -52,9 +55,9 @@ class Units:
 _AVX512 = ("avx512bw", "avx512dq", "avx512f", "avx512vl")
 # By name, the fastest first: the matrix units, and fused multiply-add on wide or on narrow vectors.
 UNITS: Mapping[str, Units] = {
-    "amx": Units(("amx_bf16", "amx_tile", "avx512_bf16", *_AVX512), ("-DGUIDEDFLOW_AMX",)),
-    "avx512": Units((*_AVX512, "fma")),
-    "avx2": Units(("avx2", "fma")),
+    "amx": Units(("amx_bf16", "amx_tile", "avx512_bf16", *_AVX512), 256, ("-DGUIDEDFLOW_AMX",)),
+    "avx512": Units((*_AVX512, "fma"), 1024),
+    "avx2": Units(("avx2", "fma"), 1024),
 }
 
 

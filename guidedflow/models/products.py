@@ -17,8 +17,6 @@ from guidedflow.registry import choose
 # "native" is the fastest of `native.UNITS` that the processor has.
 BACKENDS = dict.fromkeys(("xla", "native", *native.UNITS))
 _log = logging.getLogger(__name__)
-# With fewer rows than this, packing the right operand takes longer than a kernel saves.
-LEAST_ROWS = 256
 
 
 def product(
@@ -29,13 +27,13 @@ def product(
     Args:
       x, kernel: of one dtype.
       backend: "xla"; or "native", float32 products by a kernel compiled for this CPU
-        (`native_product`), as exact as XLA's and from 256 rows on faster, where `pick` finds it
-        possible; fewer rows are XLA's; or a name of `native.UNITS`, that kernel and no other.
+        (`native_product`), as exact as XLA's, where `pick` finds it possible; fewer than its units'
+        `least_rows` are XLA's; or a name of `native.UNITS`, that kernel and no other.
     Raises:
       ValueError: an unknown backend.
     """
     name, _ = pick(backend, x.dtype)
-    if name != "xla" and len(x) >= LEAST_ROWS:
+    if name != "xla" and len(x) >= native.UNITS[name].least_rows:
         return multiply(x, kernel, name)
     if jax.default_backend() == "cpu":
         return folded_product(x, kernel)
@@ -61,7 +59,7 @@ def affine(
       ValueError: an unknown backend.
     """
     name, _ = pick(backend, x.dtype)
-    if name != "xla" and len(x) >= LEAST_ROWS:
+    if name != "xla" and len(x) >= native.UNITS[name].least_rows:
         return native_affine(x, kernel, bias, name, gelu)
     y = product(x, kernel, backend) + bias[None]
     return recomputed_gelu(y) if gelu else y

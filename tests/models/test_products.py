@@ -206,10 +206,10 @@ def networks():
 def test_a_network_and_its_gradient_are_the_same(units, networks):
     plain, params = networks
     fast = plain.clone(products=units)
-    x, t = normal(0, 2, 32, 32, plain.channels), jnp.array([0.2, 0.7])
+    x, t = normal(0, 4, 32, 32, plain.channels), jnp.array([0.2, 0.7, 0.3, 0.9])
 
     def loss(params, x, network):
-        return jnp.mean(network.apply({"params": params}, x, t, jnp.array([1, 2])) ** 2)
+        return jnp.mean(network.apply({"params": params}, x, t, jnp.array([1, 2, 0, 3])) ** 2)
 
     text = jax.jit(loss, static_argnums=2).lower(params, x, fast).as_text()
     assert text.count(f"@{native.target(native.AFFINE, units)}(") == 4
@@ -271,9 +271,23 @@ def test_native_is_the_fastest_units_of_the_processor(monkeypatch, has, expected
 
 @pytest.mark.skipif(not has_units("avx2"), reason="the processor has no AVX2")
 def test_native_runs_where_there_is_avx2():
-    x, kernel = normal(0, 512, 8), normal(1, 8, 3)
     units, _ = pick("native", jnp.float32)
-    np.testing.assert_array_equal(product(x, kernel, "native"), multiply(x, kernel, units))
+    text = jax.jit(partial(product, backend="native")).lower(normal(0, 1024, 8), normal(1, 8, 3))
+    assert f"@{native.target(native.PRODUCT, units)}(" in text.as_text()
+
+
+@on_all_units
+def test_few_rows_are_left_to_xla(units):
+    least = native.UNITS[units].least_rows
+    kernel, bias = normal(1, 8, 3), normal(2, 3)
+    for rows, calls in ((least - 1, 0), (least, 1)):
+        x = jnp.ones((rows, 8))
+        for layer in (
+            partial(products.affine, backend=units),
+            lambda x, k, b: product(x, k, units),
+        ):
+            text = jax.jit(layer).lower(x, kernel, bias).as_text()
+            assert text.count("custom_call @guidedflow") == calls
 
 
 @pytest.mark.parametrize(
