@@ -346,6 +346,14 @@ def test_gelu_far_out_is_its_argument_or_nothing(units):
     np.testing.assert_array_equal(np.isnan(broken), [[True, False]])
 
 
+@on_all_units
+def test_gelu_is_its_formula(units):
+    near = jnp.linspace(-9, 9, 333)
+    got = affine(jnp.ones((2, 1)), jnp.zeros((1, 333)), near, units, gelu=True)
+    expected = layer(jnp.ones((2, 1)), jnp.zeros((1, 333)), near, gelu=True)
+    assert (np.abs(got - expected) <= 2**-21 * np.abs(near)).all()
+
+
 def plain_layer(x, kernel, bias, gelu):
     y = x @ kernel + bias[None]
     return jax.nn.gelu(y) if gelu else y
