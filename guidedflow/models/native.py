@@ -80,22 +80,32 @@ def target(name: str, units: str) -> str:
     return f"{name}_{units}"
 
 
-@functools.cache
 def load(units: str) -> None:
     """Compile the kernels for a name of UNITS, unless the user's cache folder holds them, and make
     them known to JAX.
 
     Raises:
       Unavailable: the processor lacks the units, there is no C++ compiler ($CXX, or c++), or it
-        refuses.
+        refuses; a process finds that out once.
     """
+    if hindrance := find_hindrance(units):
+        raise Unavailable(hindrance)
+
+
+@functools.cache
+def find_hindrance(units: str) -> str:
+    """Return why `load` cannot, or nothing once it has."""
     missing = sorted(set(UNITS[units].needs) - processor_units())
     if platform.machine() != "x86_64" or missing:
-        raise Unavailable(f"the processor has no {', '.join(missing) or 'x86-64 instructions'}")
-    library = ctypes.CDLL(str(_compiled(units)))
+        return f"the processor has no {', '.join(missing) or 'x86-64 instructions'}"
+    try:
+        library = ctypes.CDLL(str(_compiled(units)))
+    except Unavailable as error:
+        return str(error)
     for name, handler in _HANDLERS.items():
         capsule = jax.ffi.pycapsule(getattr(library, handler))
         jax.ffi.register_ffi_target(target(name, units), capsule, platform="cpu")
+    return ""
 
 
 def _compiled(units: str) -> Path:

@@ -32,9 +32,8 @@ def product(
     Raises:
       ValueError: an unknown backend.
     """
-    name, _ = pick(backend, x.dtype)
-    if name != "xla" and len(x) >= native.UNITS[name].least_rows:
-        return multiply(x, kernel, name)
+    if units := _units_for(x, backend):
+        return multiply(x, kernel, units)
     if jax.default_backend() == "cpu":
         return folded_product(x, kernel)
     # Accelerators' compilers fold a mapped axis themselves, and a reshape would tear a batch that is
@@ -58,11 +57,16 @@ def affine(
     Raises:
       ValueError: an unknown backend.
     """
-    name, _ = pick(backend, x.dtype)
-    if name != "xla" and len(x) >= native.UNITS[name].least_rows:
-        return native_affine(x, kernel, bias, name, gelu)
+    if units := _units_for(x, backend):
+        return native_affine(x, kernel, bias, units, gelu)
     y = product(x, kernel, backend) + bias[None]
     return recomputed_gelu(y) if gelu else y
+
+
+def _units_for(x: Float[Array, "rows d"], backend: str) -> str:
+    """Return the units that multiply these rows, or nothing where XLA does."""
+    name, _ = pick(backend, x.dtype)
+    return name if name != "xla" and len(x) >= native.UNITS[name].least_rows else ""
 
 
 def pick(backend: str, dtype: Any) -> tuple[str, str]:
@@ -78,19 +82,18 @@ def pick(backend: str, dtype: Any) -> tuple[str, str]:
     if backend == "xla":
         return "xla", "asked for"
     platform = jax.default_backend()
-    reasons = []
     if platform != "cpu" or jnp.dtype(dtype) != jnp.float32:
         found = f"{platform} and {jnp.dtype(dtype)}"
-        reasons.append(f"{backend} is for float32 on a CPU, here are {found}")
+        reason = f"{backend} is for float32 on a CPU, here are {found}"
     else:
         for units in native.UNITS if backend == "native" else (backend,):
             try:
                 native.load(units)
                 return units, "asked for" if units == backend else "the fastest of this processor"
             except native.Unavailable as error:
-                reasons.append(f"no {units} here: {error}")
-    say_once(f"products run on xla: {reasons[-1]}")
-    return "xla", reasons[-1]
+                reason = f"no {units} here: {error}"
+    say_once(f"products run on xla: {reason}")
+    return "xla", reason
 
 
 @functools.cache

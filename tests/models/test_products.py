@@ -27,10 +27,10 @@ def fresh(monkeypatch, tmp_path):
     """Nothing loaded or compiled yet, nothing said."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    native.load.cache_clear()
+    native.find_hindrance.cache_clear()
     products.say_once.cache_clear()
     yield tmp_path / "guidedflow" / "native"
-    native.load.cache_clear()
+    native.find_hindrance.cache_clear()
 
 
 def exact(x, y, transpose_x=False, transpose_y=False):
@@ -300,6 +300,23 @@ def test_without_a_compiler_that_works_xla_computes(fresh, monkeypatch, caplog, 
     monkeypatch.setenv("CXX", compiler)
     falls_back(caplog, reason)
     assert list(fresh.iterdir()) == []
+
+
+def test_a_compiler_that_refuses_is_asked_once_for_each_units(fresh, monkeypatch):
+    everything = {need for units in native.UNITS.values() for need in units.needs}
+    monkeypatch.setattr(native, "processor_units", lambda: everything)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setenv("CXX", "false")
+    asked = []
+
+    def refuse(command, **options):
+        asked.append(command)
+        raise subprocess.CalledProcessError(1, command, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    for _ in range(3):
+        assert pick("native", jnp.float32)[0] == "xla"
+    assert len(asked) == len(native.UNITS)
 
 
 def test_no_compiler_at_all_is_said(fresh, monkeypatch, caplog):
