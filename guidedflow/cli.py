@@ -7,7 +7,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from guidedflow.commands.flags import use_flags
+from guidedflow.commands.flags import has_gpu_plugin, use_flags
+from guidedflow.commands.memory import keep_memory
 from guidedflow.registry import choose
 
 # Subcommand to its module, imported only when it is asked for.
@@ -77,6 +78,8 @@ def run(arguments: list[str]) -> int:
         return 0 if arguments else 2
     module = choose("command", arguments[0], COMMANDS)
     use_flags()
+    if not has_gpu_plugin():
+        keep_memory(os.environ)
     use_compilation_cache()
     return importlib.import_module(module).main(arguments[1:])
 

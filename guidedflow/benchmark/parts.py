@@ -26,7 +26,8 @@ from guidedflow.models.conditioning import embed_condition
 from guidedflow.models.dit import DiT
 from guidedflow.models.embeddings import grid_positions
 from guidedflow.models.grouping import for_device
-from guidedflow.models.layers import MLP, Dense, modulate, normalize, patchify, unpatchify
+from guidedflow.models.layers import MLP, Dense, patchify, unpatchify
+from guidedflow.models.normalization import modulate, normalize
 
 # (evaluations) -> None, which takes so many and waits.
 Evaluate = Callable[[int], None]

@@ -123,9 +123,9 @@ class Block(nn.Module):
             self.products,
             name="attn",
         )
-        inner = adaptive_normalize(x, shift1, scale1).astype(self.dtype)
+        inner = adaptive_normalize(x, shift1, scale1, self.products).astype(self.dtype)
         y = x + gate1[:, None, :] * attend(inner, active)
-        inner = adaptive_normalize(y, shift2, scale2).astype(self.dtype)
+        inner = adaptive_normalize(y, shift2, scale2, self.products).astype(self.dtype)
         mlp = MLP(self.hidden, self.dtype, self.products, name="mlp")
         y = y + gate2[:, None, :] * mlp(inner)
         if self.perturbation != "skip":
@@ -138,6 +138,7 @@ class FinalLayer(nn.Module):
 
     features: int
     dtype: Any
+    products: str = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"] | None, c: Float[Array, "b _"]) -> Array:
@@ -146,7 +147,7 @@ class FinalLayer(nn.Module):
         if x is None:
             return modulation
         shift, scale = jnp.split(modulation, 2, axis=-1)
-        inner = adaptive_normalize(x, shift, scale).astype(self.dtype)
+        inner = adaptive_normalize(x, shift, scale, self.products).astype(self.dtype)
         return Dense(self.features, kernel_init=_ZEROS, dtype=self.dtype, name="linear")(inner)
 
 
@@ -176,8 +177,9 @@ class DiT(nn.Module):
         even the fastest by one radian, and nearby times look alike.  1000 here; SiT has 1.
       dtype: compute dtype; bfloat16 on accelerators, float32 on CPU, where it is faster.
       attention: backend, see `attention.attention`.
-      products: who computes the products and the attention of the blocks, see `products.product` and
-        `self_attention.self_attention`: "xla"; or "native", kernels compiled for this CPU.
+      products: who computes the products and the attention of the blocks and every adaptive
+        normalisation, see `products.product`, `self_attention.self_attention` and
+        `layers.adaptive_normalize`: "xla"; or "native", kernels compiled for this CPU.
       scan_layers: compile one block and scan it; see `stacking.stack_blocks` for the parameters.
       remat: what the backward pass keeps, see `stacking.check_remat`.
       perturb_blocks: indices in [0, depth) of the blocks that `perturbation` is done to.
@@ -272,7 +274,7 @@ class DiT(nn.Module):
             perturbation=self.perturbation,
         )
         features = self.patch**2 * self.channels * (2 if self.double_channels else 1)
-        final = FinalLayer(features, self.dtype, name="final_layer")
+        final = FinalLayer(features, self.dtype, self.products, name="final_layer")
         if modulations_only:
             return Modulation(tokens, final(None, last))
         values = final(tokens, last)

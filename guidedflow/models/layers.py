@@ -1,4 +1,4 @@
-"""Layers that every network here is made of: products, normalisation, modulation, patches."""
+"""Layers that every network here is made of: products, adaptive normalisation, patches."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from guidedflow.models.products import affine
+from guidedflow.models.native_normalize import adaptive_normalize as native_normalize
+from guidedflow.models.normalization import modulate, normalize
+from guidedflow.models.products import affine, pick
 
 Initializer = Callable[..., Array]
 
@@ -25,7 +27,7 @@ class Dense(nn.Module):
       kernel_init, bias_init: initialisers of the float32 parameters `kernel` (d, k), `bias` (k,).
       dtype: of the product and of the result.
       products: who computes it, see `products.product`.
-      gelu: whether GELU, in its hyperbolic-tangent form, follows.
+      gelu: whether x passes through GELU, in its hyperbolic-tangent form, first.
     """
 
     features: int
@@ -61,36 +63,36 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
         dense = partial(Dense, dtype=self.dtype, products=self.products)
-        return dense(x.shape[-1], name="fc2")(dense(self.hidden, gelu=True, name="fc1")(x))
+        return dense(x.shape[-1], gelu=True, name="fc2")(dense(self.hidden, name="fc1")(x))
 
 
-def normalize(x: Float[Array, "*rows d"], epsilon: float = 1e-6) -> Float[Array, "*rows d"]:
-    """Layer normalisation without parameters: (x − mean)/√(variance + ε) over the last axis.
-
-    The statistics, and the result, are float32 whatever the dtype of `x` (at least; float64 stays).
-    Ba et al. 2016, eq. 4, without gain and bias.
-    """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + epsilon)
-
-
-def modulate(
-    x: Float[Array, "b n d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]
+def adaptive_normalize(
+    x: Float[Array, "b n d"],
+    shift: Float[Array, "b d"],
+    scale: Float[Array, "b d"],
+    products: str = "xla",
 ) -> Float[Array, "b n d"]:
-    """Adaptive normalisation: x·(1 + scale) + shift, one scale and shift for all tokens.
+    """Return `modulate(normalize(x), shift, scale)`; a derivative keeps its arguments alone.
 
-    Peebles & Xie 2023, section 3.2.  Zero shift and scale leave `x` as it is.
+    Args:
+      x, shift, scale: tokens, and one shift and scale for all tokens of an example.
+      products: see `products.product`; where `products.pick` finds units for it, normalisation and
+        its gradient are each one program.
+    Raises:
+      ValueError: an unknown backend.
     """
-    return x * (1 + scale[:, None, :]) + shift[:, None, :]
+    dtype = jnp.result_type(x, shift, scale)
+    units, _ = pick(products, dtype)
+    if units == "xla":
+        return _recomputed(x, shift, scale)
+    x, shift, scale = (v.astype(dtype) for v in (x, shift, scale))
+    return native_normalize(x, shift, scale, units)
 
 
 @jax.checkpoint
-def adaptive_normalize(
+def _recomputed(
     x: Float[Array, "b n d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]
 ) -> Float[Array, "b n d"]:
-    """Return `modulate(normalize(x), shift, scale)`; a derivative keeps its arguments alone."""
     return modulate(normalize(x), shift, scale)
 
 

@@ -17,13 +17,19 @@ import jax
 
 PRODUCT = "guidedflow_product"
 AFFINE = "guidedflow_affine"
+AFFINE_GRADIENT = "guidedflow_affine_gradient"
 ATTENTION = "guidedflow_attention"
 ATTENTION_GRADIENT = "guidedflow_attention_gradient"
+NORMALIZE = "guidedflow_normalize"
+NORMALIZE_GRADIENT = "guidedflow_normalize_gradient"
 _HANDLERS = {
     PRODUCT: "GuidedflowProduct",
     AFFINE: "GuidedflowAffine",
+    AFFINE_GRADIENT: "GuidedflowAffineGradient",
     ATTENTION: "GuidedflowAttention",
     ATTENTION_GRADIENT: "GuidedflowAttentionGradient",
+    NORMALIZE: "GuidedflowNormalize",
+    NORMALIZE_GRADIENT: "GuidedflowNormalizeGradient",
 }
 _FOLDER = Path(__file__).parent / "kernels"
 _SOURCES = sorted(_FOLDER.glob("*.cc"))

@@ -9,7 +9,6 @@ whose left-out terms are below float32's rounding (`kernels/tiles.h`).  Elsewher
 multiply-add after another, on vectors as wide as the processor's (`kernels/lanes.h`).
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -45,89 +44,11 @@ def multiply(
       native.Unavailable: see `native.load`.
     """
     native.load(units)
-    x, y = _alike(x, y)
+    x, y = alike(x, y)
     return _product.bind(x, y, units=units, transpose_x=transpose_x, transpose_y=transpose_y)
 
 
-def affine(
-    x: Float[Array, "m k"],
-    kernel: Float[Array, "k n"],
-    bias: Float[Array, " n"],
-    units: str,
-    gelu: bool = False,
-) -> Float[Array, "m n"]:
-    """Return x·kernel + bias, or GELU of it, each part of the product finished while it is in cache.
-
-    The hyperbolic-tangent form of GELU, Hendrycks & Gimpel 2016, section 2.  Differentiable as
-    `multiply` is, by it; a derivative computes GELU apart.  `vmap` folds an axis of `x` alone.
-
-    Args:
-      x, kernel, bias: float32.
-      units: what computes, a name of `native.UNITS`.
-      gelu: whether GELU follows.
-    Raises:
-      ValueError: other dtypes or ranks, or shapes that do not go together.
-      native.Unavailable: see `native.load`.
-    """
-    native.load(units)
-    _affine_result(*map(jax.typeof, (x, kernel, bias)), units=units, gelu=gelu)
-    if not x.size or not kernel.size:
-        return _apart(x, kernel, bias, units=units, gelu=gelu)
-    return _affine.bind(*_alike(x, kernel, bias), units=units, gelu=gelu)
-
-
-def _apart(x: Array, kernel: Array, bias: Array, *, units: str, gelu: bool) -> Array:
-    y = multiply(x, kernel, units) + bias[None]
-    return recomputed_gelu(y) if gelu else y
-
-
-# A derivative computes element by element what lies between two products again, from what the first
-# one gave: on CPU that is faster than keeping the parts.
-recomputed_gelu = jax.checkpoint(partial(jax.nn.gelu, approximate=True))
-
-
-def _affine_result(x: Any, kernel: Any, bias: Any, *, units: str, gelu: bool) -> Any:
-    result = _result(x, kernel, units=units, transpose_x=False, transpose_y=False)
-    if result.ndim != 2 or bias.shape != result.shape[1:] or bias.dtype != jnp.float32:
-        raise ValueError(f"no bias {bias.dtype}{bias.shape} of a product {result.shape}")
-    return result
-
-
-def _affine_call(x: Array, kernel: Array, bias: Array, *, units: str, gelu: bool) -> Array:
-    result = jax.ShapeDtypeStruct((x.shape[0], kernel.shape[1]), x.dtype)
-    return jax.ffi.ffi_call(native.target(native.AFFINE, units), result)(x, kernel, bias, gelu=gelu)
-
-
-def _affine_jvp(primals: Any, tangents: Any, *, units: str, gelu: bool) -> tuple[Array, Array]:
-    x, kernel, _ = primals
-    if gelu:
-
-        def apart(x: Array, kernel: Array, bias: Array) -> Array:
-            return recomputed_gelu(affine(x, kernel, bias, units))
-
-        return jax.jvp(apart, primals, tuple(map(ad.instantiate_zeros, tangents)))
-    y = _affine.bind(*primals, units=units, gelu=False)
-    dx, dkernel, dbias = tangents
-    parts = []
-    if type(dx) is not ad.Zero:
-        parts.append(multiply(dx, kernel, units))
-    if type(dkernel) is not ad.Zero:
-        parts.append(multiply(x, dkernel, units))
-    if type(dbias) is not ad.Zero:
-        parts.append(jnp.broadcast_to(dbias[None], y.shape))
-    return y, sum(parts[1:], parts[0])
-
-
-def _affine_mapped(operands: Any, axes: Any, *, units: str, gelu: bool) -> tuple[Array, int]:
-    if axes[1:] != (None, None):
-        return jax.vmap(partial(_apart, units=units, gelu=gelu), axes)(*operands), 0
-    x, kernel, bias = operands
-    x = jnp.moveaxis(x, axes[0], 0)
-    rows = affine(x.reshape(-1, x.shape[-1]), kernel, bias, units, gelu)
-    return rows.reshape(*x.shape[:2], rows.shape[-1]), 0
-
-
-def _alike(*operands: Array) -> list[Array]:
+def alike(*operands: Array) -> list[Array]:
     """Return operands that vary over the same axes of a mesh, under `shard_map`: what one lacks is
     cast, and the cast's transpose adds its gradient up over the devices."""
     axes = [frozenset(jax.typeof(x).manual_axis_type.varying) for x in operands]
@@ -149,7 +70,7 @@ def _result(x: Any, y: Any, *, units: str, transpose_x: bool, transpose_y: bool)
 
 
 def reshaped(aval: Any, shape: tuple[int, ...]) -> Any:
-    """Return the type of `aval` with another shape of the same rank, unsharded."""
+    """Return the type of `aval` with another shape, unsharded."""
     whole = aval.sharding.update(spec=PartitionSpec(*[None] * len(shape)))
     return aval.update(shape=shape, sharding=whole, weak_type=False)
 
@@ -199,12 +120,3 @@ _product.def_impl(jax.jit(_call, static_argnames=("units", "transpose_x", "trans
 mlir.register_lowering(_product, mlir.lower_fun(_call, multiple_results=False), platform="cpu")
 ad.defbilinear(_product, _to_x, _to_y)
 batching.primitive_batchers[_product] = _mapped
-
-_affine = Primitive("guidedflow_affine")
-_affine.def_abstract_eval(_affine_result)
-_affine.def_impl(jax.jit(_affine_call, static_argnames=("units", "gelu")))
-mlir.register_lowering(
-    _affine, mlir.lower_fun(_affine_call, multiple_results=False), platform="cpu"
-)
-ad.primitive_jvps[_affine] = _affine_jvp
-batching.primitive_batchers[_affine] = _affine_mapped

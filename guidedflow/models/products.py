@@ -10,8 +10,9 @@ from jaxtyping import Array, Float
 
 from guidedflow.models import native
 from guidedflow.models.folding import fold_mapped
-from guidedflow.models.native_product import affine as native_affine
-from guidedflow.models.native_product import multiply, recomputed_gelu
+from guidedflow.models.native_layer import affine as native_affine
+from guidedflow.models.native_layer import recomputed_gelu
+from guidedflow.models.native_product import multiply
 from guidedflow.registry import choose
 
 # "native" is the fastest of `native.UNITS` that the processor has.
@@ -48,19 +49,18 @@ def affine(
     backend: str = "xla",
     gelu: bool = False,
 ) -> Float[Array, "rows k"]:
-    """Return x·kernel + bias, or GELU of it in its hyperbolic-tangent form, as one layer computes it.
+    """Return x·kernel + bias as one layer computes it, or with GELU of x for x.
 
     Args:
       x, kernel, bias: of one dtype.
       backend: see `product`.
-      gelu: whether GELU follows.
+      gelu: whether x passes through GELU, in its hyperbolic-tangent form, first.
     Raises:
       ValueError: an unknown backend.
     """
     if units := _units_for(x, backend):
         return native_affine(x, kernel, bias, units, gelu)
-    y = product(x, kernel, backend) + bias[None]
-    return recomputed_gelu(y) if gelu else y
+    return product(recomputed_gelu(x) if gelu else x, kernel, backend) + bias[None]
 
 
 def _units_for(x: Float[Array, "rows d"], backend: str) -> str:

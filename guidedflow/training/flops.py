@@ -37,8 +37,9 @@ def _of_equation(equation: JaxprEqn) -> float:
         (contracted, _), _ = params["dimension_numbers"]
         summed = math.prod(shapes[0][axis] for axis in contracted)
         return 2.0 * summed * math.prod(made)
-    if name in ("guidedflow_product", "guidedflow_affine"):
-        return 2.0 * shapes[0][-2 if params.get("transpose_x") else -1] * math.prod(made)
+    if name.startswith(("guidedflow_product", "guidedflow_affine")):
+        across = params.get("transpose_x") or name == "guidedflow_affine_gradient"
+        return 2.0 * shapes[0][-2 if across else -1] * math.prod(made)
     if name.startswith("guidedflow_attention"):
         examples, tokens, features = shapes[0]
         # Attention is two products; its gradient, which computes one of them again, five.

@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from guidedflow.models.layers import Dense, modulate, normalize, patchify, unpatchify
+from guidedflow.models.layers import Dense, patchify, unpatchify
+from guidedflow.models.normalization import modulate, normalize
 
 
 @pytest.fixture(scope="module")

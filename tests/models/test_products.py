@@ -17,7 +17,8 @@ from units import has_units, normal, on_all_units
 from guidedflow import models
 from guidedflow.benchmark.workload import random_params
 from guidedflow.models import native, products
-from guidedflow.models.native_product import affine, multiply
+from guidedflow.models.native_layer import affine
+from guidedflow.models.native_product import multiply
 from guidedflow.models.products import pick, product
 from guidedflow.training.flops import counted
 
@@ -337,8 +338,12 @@ def test_sixteen_bits_and_unknown_names():
 
 
 def layer(x, kernel, bias, gelu):
-    y = exact(x, kernel) + np.asarray(bias, np.float64)
-    return y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3))) / 2 if gelu else y
+    return exact(formula(x) if gelu else x, kernel) + np.asarray(bias, np.float64)
+
+
+def formula(x):
+    x = np.asarray(x, np.float64)
+    return x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
 
 
 @on_all_units
@@ -347,33 +352,55 @@ def layer(x, kernel, bias, gelu):
 def test_a_layer_has_the_error_of_float32(units, m, k, n, gelu):
     x, kernel, bias = normal(0, m, k), normal(1, k, n), normal(2, n)
     error = np.abs(affine(x, kernel, bias, units, gelu) - layer(x, kernel, bias, gelu))
-    # GELU's slope is at most 1.13, and its own rounding a few parts in 2^24 of its argument.
-    rounding = 2 * bound(x, kernel) + 2**-21 * np.abs(exact(x, kernel) + np.float64(bias))
-    assert (error <= rounding + 2**-24 * np.abs(bias)).all()
+    assert (error <= layer_bound(x, kernel, gelu) + 2**-24 * np.abs(bias)).all()
+
+
+def layer_bound(x, y, gelu):
+    """Twice a product's, and GELU's own rounding, a few parts in 2²⁴ of its argument."""
+    return 2 * bound(x, y) + (2**-21 * exact(np.abs(x), np.abs(y)) if gelu else 0)
+
+
+@on_all_units
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize(("m", "k", "n"), SHAPES)
+def test_the_gradient_of_a_layer_has_the_error_of_float32(units, m, k, n, gelu):
+    x, ct = normal(0, m, k), normal(1, m, n)
+    _, vjp = jax.vjp(lambda *p: affine(x, *p, units, gelu), normal(2, k, n), normal(3, n))
+    of_kernel, of_bias = vjp(ct)
+    left = (formula(x) if gelu else np.float64(x)).T
+    error = np.abs(of_kernel - exact(left, ct))
+    assert (error <= layer_bound(x.T, ct, gelu)).all()
+    assert (np.abs(of_bias - np.float64(ct).sum(0)) <= m * 2**-24 * np.abs(ct).sum(0)).all()
+
+
+@on_all_units
+def test_a_gradient_is_one_program(units):
+    def loss(kernel, bias):
+        return jnp.sum(affine(x, kernel, bias, units, gelu=True) ** 2)
+
+    x, kernel, bias = normal(0, 4, 3), normal(1, 3, 2), normal(2, 2)
+    text = jax.jit(jax.grad(loss, (0, 1))).lower(kernel, bias).as_text()
+    assert text.count("custom_call @guidedflow") == 2
+    assert f"@{native.target(native.AFFINE_GRADIENT, units)}(" in text
 
 
 @on_all_units
 def test_gelu_far_out_is_its_argument_or_nothing(units):
-    far = jnp.array([[-jnp.inf, -3e38, -50.0, -10.0, 0.0, 10.0, 50.0, 3e38]])
-    got = affine(jnp.ones((1, 1)), jnp.zeros((1, 8)), far[0], units, gelu=True)
-    np.testing.assert_allclose(got, np.maximum(far, 0), atol=1e-7)
-    broken = affine(
-        jnp.ones((1, 1)), jnp.zeros((1, 2)), jnp.array([jnp.nan, 1.0]), units, gelu=True
-    )
-    np.testing.assert_array_equal(np.isnan(broken), [[True, False]])
+    far = jnp.array([-jnp.inf, -3e38, -50.0, -10.0, 0.0, 10.0, 50.0, 3e38, jnp.nan])[:, None]
+    got = affine(far, jnp.ones((1, 1)), jnp.zeros(1), units, gelu=True)
+    np.testing.assert_allclose(got[:-1], np.maximum(far[:-1], 0), atol=1e-7)
+    assert jnp.isnan(got[-1])
 
 
 @on_all_units
 def test_gelu_is_its_formula(units):
-    near = jnp.linspace(-9, 9, 333)
-    got = affine(jnp.ones((2, 1)), jnp.zeros((1, 333)), near, units, gelu=True)
-    expected = layer(jnp.ones((2, 1)), jnp.zeros((1, 333)), near, gelu=True)
-    assert (np.abs(got - expected) <= 2**-21 * np.abs(near)).all()
+    near = jnp.linspace(-9, 9, 333)[:, None]
+    got = affine(near, jnp.ones((1, 2)), jnp.zeros(2), units, gelu=True)
+    assert (np.abs(got - formula(near)) <= 2**-21 * np.abs(near)).all()
 
 
 def plain_layer(x, kernel, bias, gelu):
-    y = x @ kernel + bias[None]
-    return jax.nn.gelu(y) if gelu else y
+    return (jax.nn.gelu(x) if gelu else x) @ kernel + bias[None]
 
 
 @on_all_units
@@ -417,7 +444,7 @@ def test_an_empty_layer_is_its_bias_and_other_shapes_are_refused(units):
     bias = normal(0, 3)
     got = affine(jnp.ones((2, 0)), jnp.ones((0, 3)), bias, units)
     np.testing.assert_array_equal(got, np.broadcast_to(bias, (2, 3)))
-    with pytest.raises(ValueError, match="no bias"):
+    with pytest.raises(ValueError, match="no layer of"):
         affine(jnp.ones((2, 4)), jnp.ones((4, 3)), normal(0, 4), units)
     assert counted(partial(affine, units=units), jnp.ones((2, 4)), jnp.ones((4, 3)), bias) == 48
 

@@ -1,4 +1,5 @@
-// The product of two float32 matrices, and one with a bias and GELU after it, for XLA.  See units.h.
+// The product of two float32 matrices; a layer, which takes GELU of one and adds a bias; and the gradient
+// of a layer's kernel and bias, for XLA.  See units.h.
 
 #include "units.h"
 
@@ -13,35 +14,66 @@ void CopyBlock(const float* from, int64_t from_width, float* to, int64_t to_widt
       to[i * to_width + j] = from[i * from_width + j];
 }
 
-// What is done to a product's columns at its end: nothing without a bias.
-struct Finish {
-  const float* bias;
-  bool gelu;
+// What is done beside a product while its operands or its result are in cache.
+struct Beside {
+  bool gelu = false;            // of the left operand
+  const float* bias = nullptr;  // added to each row of the result
+  float* sums = nullptr;        // the right operand's, along the contraction
+};
 
-  // Of one block, whose first column and those after it the result has `columns` of.
-  void operator()(int64_t column, int64_t columns, float* to, int64_t width) const {
-    for (int64_t j = 0; j < kWide; j += kLanes) {
-      const Vector shift = Load(bias + column + j, columns - j);
-      for (int64_t i = 0; i < kTall; ++i) {
-        const Vector sum = Load(to + i * width + j) + shift;
-        Store(gelu ? Gelu(sum) : sum, to + i * width + j);
-      }
+// GELU of an operand, in the order in which it lies in memory.
+Operand Activated(const Operand& from, Workspace<float>& workspace) {
+  const bool along = from.column == 1;
+  const int64_t lines = along ? from.rows : from.depth, stride = along ? from.row : from.column;
+  const int64_t count = along ? from.depth : from.rows, width = RoundUp(count, kLanes);
+  float* to = workspace.Get(lines * width);
+  for (int64_t line = 0; line < lines; ++line)
+    for (int64_t j = 0; j < count; j += kLanes)
+      Store(Gelu(Load(from.data + line * stride + j, count - j)), to + line * width + j);
+  return {to, from.rows, from.depth, along ? width : 1, along ? 1 : width};
+}
+
+// Adds a bias, of which there are `columns` numbers, to the rows of a block of the result.
+void AddBias(const float* bias, int64_t columns, float* to, int64_t width) {
+  for (int64_t j = 0; j < kWide; j += kLanes) {
+    const Vector shift = Load(bias + j, columns - j);
+    for (int64_t i = 0; i < kTall; ++i) {
+      float* at = to + i * width + j;
+      Store(Load(at) + shift, at);
     }
   }
-};
+}
+
+// Sums `from`, whose rows lie after one another in memory, along the contraction.
+void SumAlong(const Operand& from, float* to) {
+  constexpr int64_t kAtOnce = 2;  // vectors
+  for (int64_t i = 0; i < from.rows; i += kAtOnce * kLanes) {
+    Vector sums[kAtOnce] = {};
+    for (int64_t k = 0; k < from.depth; ++k)
+      for (int64_t v = 0; v < kAtOnce; ++v) {
+        const int64_t at = i + v * kLanes;
+        sums[v] += Load(from.data + k * from.column + at, from.rows - at);
+      }
+    for (int64_t v = 0; v < kAtOnce; ++v) {
+      const int64_t at = i + v * kLanes;
+      Store(sums[v], to + at, from.rows - at);
+    }
+  }
+}
 
 // Packs rows [begin, end) of the left operand, a chunk of the contraction at a time, and multiplies
 // them with the packed right one.
-void MultiplyRows(const Operand& left, const Number* right, int64_t columns, const Finish& finish,
+void MultiplyRows(const Operand& left, const Number* right, int64_t columns, const Beside& beside,
                   int64_t begin, int64_t end, float* result) {
   thread_local Workspace<Number> workspace;
+  thread_local Workspace<float> for_activated;
   [[maybe_unused]] const InUse in_use;
   alignas(64) float edge[kTall * kWide];
   for (int64_t k = 0; k < left.depth; k += kChunk) {
     const Operand chunk = left.Depths(k, std::min(kChunk, left.depth - k));
     const Operand rows = chunk.Rows(begin, end - begin);
-    const Packed packed = Pack<false>(rows, workspace);
-    const bool ends = finish.bias && k + kChunk >= left.depth;
+    const Packed packed = Pack<false>(beside.gelu ? Activated(rows, for_activated) : rows, workspace);
+    const bool ends = beside.bias && k + kChunk >= left.depth;
     for (int64_t j = 0; j < columns; j += kWide)
       for (int64_t b = 0; b < packed.blocks; ++b) {
         const int64_t i = begin + b * kTall;
@@ -50,12 +82,12 @@ void MultiplyRows(const Operand& left, const Number* right, int64_t columns, con
         float* to = result + i * columns + j;
         if (i + kTall <= end && j + kWide <= columns) {
           MultiplyBlock(one, other, left.depth, chunk.depth, k == 0, to, columns);
-          if (ends) finish(j, columns - j, to, columns);
+          if (ends) AddBias(beside.bias + j, columns - j, to, columns);
           continue;
         }
         if (k > 0) CopyBlock(to, columns, edge, kWide, end - i, columns - j);
         MultiplyBlock(one, other, left.depth, chunk.depth, k == 0, edge, kWide);
-        if (ends) finish(j, columns - j, edge, kWide);
+        if (ends) AddBias(beside.bias + j, columns - j, edge, kWide);
         CopyBlock(edge, kWide, to, columns, end - i, columns - j);
       }
   }
@@ -63,7 +95,7 @@ void MultiplyRows(const Operand& left, const Number* right, int64_t columns, con
 
 // Computes one product, its parts done by run(count, task) on at most `threads` threads.
 template <typename Run>
-void MultiplyOne(const Operand& left, const Operand& right, const Finish& finish, float* result,
+void MultiplyOne(const Operand& left, const Operand& right, const Beside& beside, float* result,
                  int64_t threads, Run run) {
   thread_local Workspace<Number> workspace;
   const int64_t block = BlockNumbers<true>(left.depth);
@@ -73,6 +105,9 @@ void MultiplyOne(const Operand& left, const Operand& right, const Finish& finish
   run(shares, [&](int64_t share) {
     const int64_t first = share * others / shares, last = (share + 1) * others / shares;
     PackBlocks<true>(right, first * kWide, last - first, packed + first * block);
+    if (!beside.sums) return;
+    const int64_t begin = first * kWide, end = std::min(last * kWide, right.rows);
+    SumAlong(right.Rows(begin, end - begin), beside.sums + begin);
   });
 
   // Equal numbers of rows a turn, as many as stay in cache, and as many turns for every thread.
@@ -84,7 +119,7 @@ void MultiplyOne(const Operand& left, const Operand& right, const Finish& finish
   run(turns, [&](int64_t turn) {
     const int64_t begin = turn * blocks / turns * kTall;
     const int64_t end = std::min((turn + 1) * blocks / turns * kTall, left.rows);
-    MultiplyRows(left, packed, right.rows, finish, begin, end, result);
+    MultiplyRows(left, packed, right.rows, beside, begin, end, result);
   });
 }
 
@@ -100,7 +135,7 @@ Operand Entry(const Buffer& stack, int64_t index, bool transposed) {
 }
 
 void ComputeProduct(ffi::ThreadPool pool, const Buffer& x, const Buffer& y, bool transpose_x,
-                    bool transpose_y, const Finish& finish, float* result) {
+                    bool transpose_y, const Beside& beside, float* result) {
   const int64_t entries = x.dimensions().size() == 3 ? x.dimensions()[0] : 1;
   const int64_t threads = std::max<int64_t>(1, pool.num_threads());
   const auto spread = [&](int64_t count, const Task& task) { RunAll(pool, count, task); };
@@ -110,7 +145,7 @@ void ComputeProduct(ffi::ThreadPool pool, const Buffer& x, const Buffer& y, bool
   const auto multiply = [&](int64_t entry, int64_t threads, const auto& run) {
     // The right operand's rows are the result's columns.
     const Operand left = Entry(x, entry, transpose_x), right = Entry(y, entry, !transpose_y);
-    MultiplyOne(left, right, finish, result + entry * left.rows * right.rows, threads, run);
+    MultiplyOne(left, right, beside, result + entry * left.rows * right.rows, threads, run);
   };
   // Many small products go one to a thread, few large ones over all threads one after another.
   if (entries >= threads && entries > 1) {
@@ -128,12 +163,19 @@ ffi::Error Product(ffi::ThreadPool pool, Buffer x, Buffer y, ffi::Result<Buffer>
   return OnUnits([&] { ComputeProduct(pool, x, y, transpose_x, transpose_y, {}, to); });
 }
 
-// Of matrices that are not empty.
+// The following are of matrices that are not empty.
+
 ffi::Error Affine(ffi::ThreadPool pool, Buffer x, Buffer y, Buffer bias, ffi::Result<Buffer> result,
                   bool gelu) {
-  const Finish finish = {bias.typed_data(), gelu};
+  const Beside beside = {gelu, bias.typed_data(), nullptr};
+  return OnUnits([&] { ComputeProduct(pool, x, y, false, false, beside, result->typed_data()); });
+}
+
+ffi::Error AffineGradient(ffi::ThreadPool pool, Buffer x, Buffer cotangent,
+                          ffi::Result<Buffer> of_kernel, ffi::Result<Buffer> of_bias, bool gelu) {
+  const Beside beside = {gelu, nullptr, of_bias->typed_data()};
   return OnUnits(
-      [&] { ComputeProduct(pool, x, y, false, false, finish, result->typed_data()); });
+      [&] { ComputeProduct(pool, x, cotangent, true, false, beside, of_kernel->typed_data()); });
 }
 
 }  // namespace
@@ -154,5 +196,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(GuidedflowAffine, guidedflow::Affine,
                                   .Arg<guidedflow::Buffer>()
                                   .Arg<guidedflow::Buffer>()
                                   .Arg<guidedflow::Buffer>()
+                                  .Ret<guidedflow::Buffer>()
+                                  .Attr<bool>("gelu"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(GuidedflowAffineGradient, guidedflow::AffineGradient,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<guidedflow::Buffer>()
+                                  .Arg<guidedflow::Buffer>()
+                                  .Ret<guidedflow::Buffer>()
                                   .Ret<guidedflow::Buffer>()
                                   .Attr<bool>("gelu"));

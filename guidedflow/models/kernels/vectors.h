@@ -44,10 +44,16 @@ inline void Store(Vector values, float* to, int64_t count) {
 
 inline Vector Larger(Vector x, Vector y) { return x < y ? y : x; }
 
+// Half by half: one lane after another, each addition would wait for the one before.
 inline float Sum(Vector x) {
-  float sum = 0;
-  for (int64_t i = 0; i < kLanes; ++i) sum += x[i];
-  return sum;
+#ifdef __AVX512F__
+  return _mm512_reduce_add_ps(x);
+#else
+  const __m256 all = x;
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#endif
 }
 inline float Largest(Vector x) {
   float largest = x[0];

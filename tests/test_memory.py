@@ -1,0 +1,41 @@
+"""The program keeps freed memory where glibc allows it, and leaves the user's own settings alone."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from guidedflow.commands.memory import keep_memory
+
+FAULTS = """
+import resource
+from guidedflow.commands.memory import keep_memory
+
+def touched():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    b"x" * 40_000_000
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(touched(), touched(), keep_memory({}), touched(), touched())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_not_asked_of_the_system_again():
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], env={}, capture_output=True, text=True, check=True
+    )
+    _, again, kept, _, after = done.stdout.split()
+    assert kept == "True"
+    assert int(after) < int(again) / 10
+
+
+@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_a_user_who_set_glibcs_own_variables_has_decided(name):
+    assert not keep_memory({name: "1"})
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert not keep_memory({})
