@@ -14,7 +14,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from guidedflow.models import native
-from guidedflow.models.native_product import alike, multiply, reshaped
+from guidedflow.models.native_product import alike, call_kernel, multiply, reshaped
 
 
 def affine(
@@ -80,12 +80,6 @@ def _layer_result(x: Any, kernel: Any, bias: Any, **_: Any) -> Any:
 def _gradient_result(x: Any, cotangent: Any, **_: Any) -> list[Any]:
     n = cotangent.shape[1]
     return [reshaped(x, (x.shape[1], n)), reshaped(x, (n,))]
-
-
-def _call(kernel_name: str, result: Any, *operands: Array, units: str, **attributes: Any) -> Any:
-    made = result(*map(jax.typeof, operands))
-    shapes = jax.tree.map(lambda aval: jax.ShapeDtypeStruct(aval.shape, aval.dtype), made)
-    return jax.ffi.ffi_call(native.target(kernel_name, units), shapes)(*operands, **attributes)
 
 
 # ---- their derivatives ----
@@ -160,7 +154,7 @@ def _gradient_mapped(operands: Any, axes: Any, **params: Any) -> tuple[list[Arra
 
 
 def _define(primitive: Primitive, kernel_name: str, result: Any) -> None:
-    call = partial(_call, kernel_name, result)
+    call = partial(call_kernel, kernel_name, result)
     primitive.def_abstract_eval(result)
     primitive.def_impl(jax.jit(call, static_argnames=("units", "gelu")))
     lowering = mlir.lower_fun(call, multiple_results=primitive.multiple_results)

@@ -15,7 +15,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from guidedflow.models import native
-from guidedflow.models.native_product import alike, reshaped
+from guidedflow.models.native_product import alike, call_kernel, reshaped
 from guidedflow.models.normalization import modulate, normalize
 
 Tokens = Float[Array, "b n d"]
@@ -46,7 +46,7 @@ def adaptive_normalize(
     if x.ndim != 3 or not shift.shape == scale.shape == (b, d) or not float32:
         shown = ", ".join(f"{v.dtype}{v.shape}" for v in (x, shift, scale))
         raise ValueError(f"no adaptive normalisation of {shown}")
-    return _normalize.bind(*alike(x, shift, scale), units=units, epsilon=float(epsilon))
+    return _normalize.bind(*alike(x, shift, scale), units=units, epsilon=np.float32(epsilon))
 
 
 # Three primitives: normalisation; its tangent, linear in those of x, shift and scale; and its gradient,
@@ -83,13 +83,6 @@ def _normalize_result(x: Any, *_: Any, **params: Any) -> Any:
 
 def _gradient_result(x: Any, scale: Any, _: Any, **params: Any) -> list[Any]:
     return [reshaped(v, v.shape) for v in (x, scale, scale)]
-
-
-def _call(kernel_name: str, result: Any, *operands: Array, units: str, epsilon: float) -> Any:
-    made = result(*map(jax.typeof, operands))
-    shapes = jax.tree.map(lambda aval: jax.ShapeDtypeStruct(aval.shape, aval.dtype), made)
-    call = jax.ffi.ffi_call(native.target(kernel_name, units), shapes)
-    return call(*operands, epsilon=np.float32(epsilon))
 
 
 def _normalize_jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Array, Array]:
@@ -136,10 +129,15 @@ def _define(primitive: Primitive, result: Any, compute: Any, platform: str | Non
     batching.primitive_batchers[primitive] = partial(_merged, primitive)
 
 
-_define(_normalize, _normalize_result, partial(_call, native.NORMALIZE, _normalize_result), "cpu")
+_define(
+    _normalize, _normalize_result, partial(call_kernel, native.NORMALIZE, _normalize_result), "cpu"
+)
 _define(_tangent, _normalize_result, _tangent_unfused)
 _define(
-    _gradient, _gradient_result, partial(_call, native.NORMALIZE_GRADIENT, _gradient_result), "cpu"
+    _gradient,
+    _gradient_result,
+    partial(call_kernel, native.NORMALIZE_GRADIENT, _gradient_result),
+    "cpu",
 )
 ad.primitive_jvps[_normalize] = _normalize_jvp
 ad.primitive_jvps[_tangent] = partial(_unfused_jvp, _tangent_unfused)

@@ -9,6 +9,7 @@ whose left-out terms are below float32's rounding (`kernels/tiles.h`).  Elsewher
 multiply-add after another, on vectors as wide as the processor's (`kernels/lanes.h`).
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -75,12 +76,14 @@ def reshaped(aval: Any, shape: tuple[int, ...]) -> Any:
     return aval.update(shape=shape, sharding=whole, weak_type=False)
 
 
-def _call(x: Array, y: Array, *, units: str, transpose_x: bool, transpose_y: bool) -> Array:
-    operands = jax.typeof(x), jax.typeof(y)
-    result = _result(*operands, units=units, transpose_x=transpose_x, transpose_y=transpose_y)
-    target = native.target(native.PRODUCT, units)
-    call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(result.shape, result.dtype))
-    return call(x, y, transpose_x=transpose_x, transpose_y=transpose_y)
+def call_kernel(name: str, result: Any, *operands: Array, units: str, **attributes: Any) -> Any:
+    """Return what a kernel makes of the operands: arrays of the types that `result` says of theirs."""
+    made = result(*map(jax.typeof, operands), units=units, **attributes)
+    shapes = jax.tree.map(lambda aval: jax.ShapeDtypeStruct(aval.shape, aval.dtype), made)
+    return jax.ffi.ffi_call(native.target(name, units), shapes)(*operands, **attributes)
+
+
+_call = partial(call_kernel, native.PRODUCT, _result)
 
 
 def _to_x(

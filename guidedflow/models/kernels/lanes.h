@@ -20,6 +20,7 @@ constexpr int64_t kWide = kVectors * kLanes;
 constexpr int64_t kSlack = kLanes;  // packing writes whole vectors
 constexpr int64_t kChunk = 384;     // of a right block: three quarters of the first cache, at most
 constexpr int64_t kCacheBytes = 3 << 16;  // three eighths of a small second cache
+constexpr int64_t kLeastTurns = 8;
 
 struct InUse {};
 

@@ -93,8 +93,6 @@ void MultiplyRows(const Operand& left, const Number* right, int64_t columns, con
   }
 }
 
-constexpr int64_t kLeastTurns = 8;  // of a thread, where each has two blocks
-
 // Computes one product, its parts done by run(count, task) on at most `threads` threads.
 template <typename Run>
 void MultiplyOne(const Operand& left, const Operand& right, const Beside& beside, float* result,
@@ -112,14 +110,14 @@ void MultiplyOne(const Operand& left, const Operand& right, const Beside& beside
     SumAlong(right.Rows(begin, end - begin), beside.sums + begin);
   });
 
-  // Equal numbers of rows a turn: at most as many as stay in cache, and as many turns for every thread
-  // that one which other work holds up leaves little undone.
+  // Equal numbers of rows a turn: at most as many as stay in cache, and so many turns for every thread
+  // that one which other work holds up leaves little undone; but two blocks at least.
   const int64_t blocks = RoundUp(left.rows, kTall) / kTall;
   const int64_t bytes = BlockNumbers<false>(std::min(kChunk, left.depth)) * sizeof(Number);
   const int64_t fitting = std::max<int64_t>(1, kCacheBytes / bytes);
   const int64_t rounds = RoundUp(blocks, threads * fitting) / (threads * fitting);
-  const int64_t turns =
-      std::min(RoundUp(blocks, 2) / 2, threads * std::max<int64_t>(rounds, kLeastTurns));
+  const int64_t most = std::max(RoundUp(blocks, 2) / 2, std::min(blocks, threads));
+  const int64_t turns = std::min(most, threads * std::max(rounds, kLeastTurns));
   run(turns, [&](int64_t turn) {
     const int64_t begin = turn * blocks / turns * kTall;
     const int64_t end = std::min((turn + 1) * blocks / turns * kTall, left.rows);

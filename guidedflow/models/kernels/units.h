@@ -3,6 +3,7 @@
 //   Number                   what a packed operand is made of,
 //   kTall, kWide             rows and columns of the block of the result that one call computes,
 //   kChunk, kCacheBytes      how much of the contraction, and of the left operand, to use up at once,
+//   kLeastTurns              in how many turns a thread is to take its share of a product, or more,
 //   InUse                    lives while a thread computes,
 //   Permitted()              whether this process may compute,
 //   BlockNumbers<right>      numbers of a packed block of rows,
