@@ -103,6 +103,23 @@ def test_derivatives_of_a_layer(units, gelu):
 
 
 @on_all_units
+@pytest.mark.parametrize("gelu", [False, True])
+def test_a_gradient_penalty_has_its_gradient(units, gelu):
+    """Backwards through a backward pass, where the layer's gradient is differentiated itself."""
+    operands = normal(0, 2, 3), normal(1, 3, 4), normal(2, 4)
+
+    def penalty(f, *operands):
+        grads = jax.grad(lambda *operands: jnp.sum(jnp.sin(f(*operands))), (0, 1, 2))(*operands)
+        return sum(jnp.sum(jnp.sin(grad)) for grad in grads)
+
+    fast, plain = (partial(f, gelu=gelu) for f in (partial(affine, units=units), plain_layer))
+    got = jax.jit(jax.grad(partial(penalty, fast), (0, 1, 2)))(*operands)
+    expected = jax.grad(partial(penalty, plain), (0, 1, 2))(*operands)
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@on_all_units
 @pytest.mark.parametrize("axes", [(0, None, None), (1, None, None), (0, 0, None), (None, None, 0)])
 def test_vmap_of_a_layer_is_a_loop(units, axes):
     sizes = [(4, 5), (5, 6), (6,)]
