@@ -1,15 +1,19 @@
 """The program keeps freed memory where glibc allows it, and leaves the user's own settings alone."""
 
+import importlib
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from guidedflow import cli
 from guidedflow.commands.memory import keep_memory
 
 FAULTS = """
 import resource
+from guidedflow import cli
 from guidedflow.commands.memory import keep_memory
 
 def touched():
@@ -39,3 +43,23 @@ def test_a_user_who_set_glibcs_own_variables_has_decided(name):
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not keep_memory({})
+
+
+@pytest.mark.parametrize(
+    ("command", "gpu", "kept"),
+    [
+        ("sample", False, True),
+        ("train", False, True),
+        ("bench", False, False),
+        ("train", True, False),
+    ],
+)
+def test_the_program_keeps_memory_but_not_where_it_is_compared(monkeypatch, command, gpu, kept):
+    asked = []
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    monkeypatch.setattr(cli, "has_gpu_plugin", lambda: gpu)
+    monkeypatch.setattr(cli, "use_flags", lambda: None)
+    monkeypatch.setattr(cli, "keep_memory", asked.append)
+    monkeypatch.setattr(importlib, "import_module", lambda _: SimpleNamespace(main=lambda _: 0))
+    assert cli.main([command]) == 0
+    assert len(asked) == kept
