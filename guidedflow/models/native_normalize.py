@@ -15,7 +15,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from guidedflow.models import native
-from guidedflow.models.native_product import alike, call_kernel, reshaped
+from guidedflow.models.native_product import alike, call_kernel, merged, reshaped
 from guidedflow.models.normalization import modulate, normalize
 
 Tokens = Float[Array, "b n d"]
@@ -111,22 +111,12 @@ def _gradient_transposed(
     return [None, None, _tangent.bind(*operands, **params)]
 
 
-def _merged(primitive: Primitive, operands: Any, axes: Any, **params: Any) -> tuple[Any, Any]:
-    """Map by making one batch of the mapped axis and the examples."""
-    size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
-    stacks = (batching.bdim_at_front(v, axis, size) for v, axis in zip(operands, axes, strict=True))
-    flat = (v.reshape(size * v.shape[1], *v.shape[2:]) for v in stacks)
-    made = primitive.bind(*alike(*flat), **params)
-    made = jax.tree.map(lambda v: v.reshape(size, v.shape[0] // size, *v.shape[1:]), made)
-    return made, jax.tree.map(lambda _: 0, made)
-
-
 def _define(primitive: Primitive, result: Any, compute: Any, platform: str | None = None) -> None:
     primitive.def_abstract_eval(result)
     primitive.def_impl(jax.jit(compute, static_argnames=("units", "epsilon")))
     lowering = mlir.lower_fun(compute, multiple_results=primitive.multiple_results)
     mlir.register_lowering(primitive, lowering, platform=platform)
-    batching.primitive_batchers[primitive] = partial(_merged, primitive)
+    batching.primitive_batchers[primitive] = partial(merged, primitive)
 
 
 _define(

@@ -83,6 +83,16 @@ def call_kernel(name: str, result: Any, *operands: Array, units: str, **attribut
     return jax.ffi.ffi_call(native.target(name, units), shapes)(*operands, **attributes)
 
 
+def merged(primitive: Primitive, operands: Any, axes: Any, **params: Any) -> tuple[Any, Any]:
+    """Map by making one batch of the mapped axis and the examples."""
+    size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
+    stacks = (batching.bdim_at_front(v, axis, size) for v, axis in zip(operands, axes, strict=True))
+    flat = (v.reshape(size * v.shape[1], *v.shape[2:]) for v in stacks)
+    made = primitive.bind(*alike(*flat), **params)
+    made = jax.tree.map(lambda v: v.reshape(size, v.shape[0] // size, *v.shape[1:]), made)
+    return made, jax.tree.map(lambda _: 0, made)
+
+
 _call = partial(call_kernel, native.PRODUCT, _result)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from guidedflow.models import native, products
 from guidedflow.models.attention import attention, pick
-from guidedflow.models.native_product import reshaped
+from guidedflow.models.native_product import call_kernel, merged, reshaped
 
 Packed = Float[Array, "b n three_h_d"]
 
@@ -68,31 +68,6 @@ def _gradient_unfused(packed: Packed, cotangent: Array, *, heads: int, units: st
     return gradient
 
 
-def _attend_call(packed: Packed, *, heads: int, units: str) -> Array:
-    shape = (*packed.shape[:2], packed.shape[2] // 3)
-    target = native.target(native.ATTENTION, units)
-    call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, packed.dtype))
-    return call(packed, heads=heads)
-
-
-def _gradient_call(packed: Packed, cotangent: Array, *, heads: int, units: str) -> Array:
-    result = jax.ShapeDtypeStruct(packed.shape, packed.dtype)
-    target = native.target(native.ATTENTION_GRADIENT, units)
-    return jax.ffi.ffi_call(target, result)(packed, cotangent, heads=heads)
-
-
-def _merged(
-    primitive: Primitive, operands: Any, axes: Any, *, heads: int, units: str
-) -> tuple[Array, int]:
-    """Map by making one batch of the mapped axis and the examples."""
-    size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
-    stacks = (batching.bdim_at_front(v, axis, size) for v, axis in zip(operands, axes, strict=True))
-    result = primitive.bind(
-        *(v.reshape(-1, *v.shape[2:]) for v in stacks), heads=heads, units=units
-    )
-    return result.reshape(size, -1, *result.shape[1:]), 0
-
-
 def _attend_jvp(primals: Any, tangents: Any, *, heads: int, units: str) -> tuple[Array, Array]:
     mixed = _attend.bind(*primals, heads=heads, units=units)
     return mixed, _tangent.bind(*primals, *tangents, heads=heads, units=units)
@@ -118,7 +93,7 @@ def _define(primitive: Primitive, result: Any, compute: Any, platform: str | Non
     primitive.def_impl(jax.jit(compute, static_argnames=("heads", "units")))
     lowering = mlir.lower_fun(compute, multiple_results=False)
     mlir.register_lowering(primitive, lowering, platform=platform)
-    batching.primitive_batchers[primitive] = partial(_merged, primitive)
+    batching.primitive_batchers[primitive] = partial(merged, primitive)
 
 
 def _mixed(packed: Any, *_: Any, heads: int, units: str) -> Any:
@@ -129,9 +104,9 @@ def _same(packed: Any, *_: Any, heads: int, units: str) -> Any:
     return reshaped(packed, packed.shape)
 
 
-_define(_attend, _mixed, _attend_call, "cpu")
+_define(_attend, _mixed, partial(call_kernel, native.ATTENTION, _mixed), "cpu")
 _define(_tangent, _mixed, _tangent_unfused)
-_define(_gradient, _same, _gradient_call, "cpu")
+_define(_gradient, _same, partial(call_kernel, native.ATTENTION_GRADIENT, _same), "cpu")
 ad.primitive_jvps[_attend] = _attend_jvp
 ad.primitive_jvps[_tangent] = partial(_unfused_jvp, _tangent_unfused)
 ad.primitive_jvps[_gradient] = partial(_unfused_jvp, _gradient_unfused)
