@@ -6,7 +6,11 @@ number is split into three bfloat16 of falling size, a = a₀ + a₁ + a₂ to a
   a·b ≈ a₀b₀ + a₁b₀ + a₂b₀ + a₀b₁ + a₁b₁ + a₀b₂,
 
 whose left-out terms are below float32's rounding (`kernels/tiles.h`).  Elsewhere it is one fused
-multiply-add after another, on vectors as wide as the processor's (`kernels/lanes.h`).
+multiply-add after another, on vectors as wide as the processor's (`kernels/lanes.h`).  There products
+of at least 128 rows, 128 columns and 64 terms take seven multiplications for eight, by Winograd's form
+of Strassen's algorithm (`kernels/strassen.h`): their error is about twice that of a plain float32
+product, and relative to the larger of two neighbouring rows and of the columns multiplied together,
+not to each number's own terms.
 """
 
 from functools import partial
@@ -32,9 +36,9 @@ def multiply(
     """Return the product of two matrices, or of two stacks of them entry by entry.
 
     Differentiable to every order, forwards and backwards; `vmap` folds an axis of `x` alone into its
-    rows and makes stacks of any other.  On the matrix units infinite entries give NaN, and numbers
-    below 1e-38 count as 0.  Partitioned by a mesh it is computed whole on every device; under
-    `shard_map` and `pmap` it is not.
+    rows and makes stacks of any other.  Infinite entries may give NaN, on vectors also in the row beside
+    theirs; on the matrix units numbers below 1e-38 count as 0.  Partitioned by a mesh it is
+    computed whole on every device; under `shard_map` and `pmap` it is not.
 
     Args:
       x, y: float32, of rank 2, or both of rank 3.

@@ -28,8 +28,8 @@ def product(
     Args:
       x, kernel: of one dtype.
       backend: "xla"; or "native", float32 products by a kernel compiled for this CPU
-        (`native_product`), as exact as XLA's, where `pick` finds it possible; fewer than its units'
-        `least_rows` are XLA's; or a name of `native.UNITS`, that kernel and no other.
+        (`native_product`, which says what its error is), where `pick` finds it possible; fewer than its
+        units' `least_rows` are XLA's; or a name of `native.UNITS`, that kernel and no other.
     Raises:
       ValueError: an unknown backend.
     """

@@ -47,6 +47,26 @@ def test_products_have_the_error_of_float32(units, m, k, n, transpose_x, transpo
 
 
 @on_all_units
+@pytest.mark.parametrize("transpose_x", [False, True])
+def test_fewer_multiplications_lose_two_bits_at_most(units, transpose_x):
+    x, y = normal(0, *((768, 256) if transpose_x else (256, 768))), normal(1, 768, 300)
+    right = exact(x, y, transpose_x)
+    plain = np.linalg.norm(jnp.matmul(x.T if transpose_x else x, y) - right)
+    assert np.linalg.norm(multiply(x, y, units, transpose_x) - right) <= 4 * plain
+
+
+@on_all_units
+def test_a_row_depends_on_its_neighbour_alone(units):
+    x, y = normal(0, 301, 400), normal(1, 400, 140)
+    whole = np.asarray(multiply(x, y, units))
+    got = np.asarray(multiply(x.at[7].set(jnp.nan), y, units))
+    others = np.delete(np.arange(301), [6, 7])
+    assert np.isnan(got[7]).all()
+    np.testing.assert_array_equal(got[others], whole[others])
+    np.testing.assert_array_equal(multiply(x[:256], y, units), whole[:256])
+
+
+@on_all_units
 def test_numbers_of_many_sizes_keep_24_bits(units):
     """A diagonal alone: no sum, so that each entry must be right to float32's last bits."""
     values = np.float32(np.logspace(-30, 30, 64)) * np.float32(1 + 2**-23)

@@ -22,7 +22,7 @@ namespace ffi = xla::ffi;
 using Buffer = ffi::Buffer<ffi::F32>;
 using Task = std::function<void(int64_t)>;
 
-inline int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+constexpr int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // A matrix in memory: element (i, k), k along the contraction, is at data[i * row + k * column].
 struct Operand {

@@ -3,15 +3,39 @@
 
 #include "units.h"
 
+#ifndef GUIDEDFLOW_AMX
+#include "strassen.h"
+#endif
+
 namespace guidedflow {
 namespace {
+
+// A product as it is defined.  Like Strassen it says how large a block of the result is, what numbers a
+// packed block of an operand's rows takes, and how to pack and to multiply.
+struct Plain {
+  static constexpr int64_t kTall = guidedflow::kTall, kWide = guidedflow::kWide;
+
+  template <bool kRight>
+  static int64_t BlockNumbers(int64_t depth) {
+    return guidedflow::BlockNumbers<kRight>(depth);
+  }
+  template <bool kRight>
+  static void PackBlocks(const Operand& from, int64_t count, Number* to) {
+    guidedflow::PackBlocks<kRight>(from, 0, count, to);
+  }
+  static void MultiplyBlock(const Number* left, const Number* right, int64_t depth, bool begins,
+                            float* to, int64_t width) {
+    guidedflow::MultiplyBlock(left, right, depth, begins, to, width);
+  }
+};
+
+template <typename Scheme, bool kRight>
+constexpr int64_t kSideOf = kRight ? Scheme::kWide : Scheme::kTall;
 
 // Copies the `rows` by `columns` numbers that the result has of a block that juts out.
 void CopyBlock(const float* from, int64_t from_width, float* to, int64_t to_width, int64_t rows,
                int64_t columns) {
-  for (int64_t i = 0; i < std::min(rows, kTall); ++i)
-    for (int64_t j = 0; j < std::min(columns, kWide); ++j)
-      to[i * to_width + j] = from[i * from_width + j];
+  for (int64_t i = 0; i < rows; ++i) std::copy_n(from + i * from_width, columns, to + i * to_width);
 }
 
 // What is done beside a product while its operands or its result are in cache.
@@ -19,6 +43,12 @@ struct Beside {
   bool gelu = false;            // of the left operand
   const float* bias = nullptr;  // added to each row of the result
   float* sums = nullptr;        // the right operand's, along the contraction
+};
+
+// Where the product goes, row after row.
+struct Result {
+  float* data;
+  int64_t rows, columns;
 };
 
 // GELU of an operand, in the order in which it lies in memory.
@@ -33,22 +63,25 @@ Operand Activated(const Operand& from, Workspace<float>& workspace) {
   return {to, from.rows, from.depth, along ? width : 1, along ? 1 : width};
 }
 
-// Adds a bias, of which there are `columns` numbers, to the rows of a block of the result.
-void AddBias(const float* bias, int64_t columns, float* to, int64_t width) {
-  for (int64_t j = 0; j < kWide; j += kLanes) {
+// Adds a bias to the rows of a part of the result.
+void AddBias(const float* bias, int64_t rows, int64_t columns, float* to, int64_t width) {
+  for (int64_t j = 0; j < columns; j += kLanes) {
     const Vector shift = Load(bias + j, columns - j);
-    for (int64_t i = 0; i < kTall; ++i) {
+    for (int64_t i = 0; i < rows; ++i) {
       float* at = to + i * width + j;
-      Store(Load(at) + shift, at);
+      Store(Load(at, columns - j) + shift, at, columns - j);
     }
   }
 }
 
-// Sums `from`, whose rows lie after one another in memory, along the contraction.
-void SumAlong(const Operand& from, float* to) {
+// Adds the sums of `from`, whose rows lie after one another in memory, along the contraction, or begins
+// them.
+void SumAlong(const Operand& from, bool begins, float* to) {
   constexpr int64_t kAtOnce = 2;  // vectors
   for (int64_t i = 0; i < from.rows; i += kAtOnce * kLanes) {
     Vector sums[kAtOnce] = {};
+    for (int64_t v = 0; v < kAtOnce && !begins; ++v)
+      sums[v] = Load(to + i + v * kLanes, from.rows - i - v * kLanes);
     for (int64_t k = 0; k < from.depth; ++k)
       for (int64_t v = 0; v < kAtOnce; ++v) {
         const int64_t at = i + v * kLanes;
@@ -61,68 +94,117 @@ void SumAlong(const Operand& from, float* to) {
   }
 }
 
-// Packs rows [begin, end) of the left operand, a chunk of the contraction at a time, and multiplies
-// them with the packed right one.
-void MultiplyRows(const Operand& left, const Number* right, int64_t columns, const Beside& beside,
-                  int64_t begin, int64_t end, float* result) {
-  thread_local Workspace<Number> workspace;
+int64_t DepthAt(int64_t k, int64_t depth) { return std::min(kChunk, depth - k); }
+
+// Packs rows [begin, end) of an operand, the chunk of the contraction that starts at k.
+template <typename Scheme, bool kRight>
+void PackRows(const Operand& from, const Beside& beside, int64_t begin, int64_t end, int64_t k,
+              Number* to) {
   thread_local Workspace<float> for_activated;
-  [[maybe_unused]] const InUse in_use;
-  alignas(64) float edge[kTall * kWide];
-  for (int64_t k = 0; k < left.depth; k += kChunk) {
-    const Operand chunk = left.Depths(k, std::min(kChunk, left.depth - k));
-    const Operand rows = chunk.Rows(begin, end - begin);
-    const Packed packed = Pack<false>(beside.gelu ? Activated(rows, for_activated) : rows, workspace);
-    const bool ends = beside.bias && k + kChunk >= left.depth;
-    for (int64_t j = 0; j < columns; j += kWide)
-      for (int64_t b = 0; b < packed.blocks; ++b) {
-        const int64_t i = begin + b * kTall;
-        const Number* one = packed.data + b * BlockNumbers<false>(chunk.depth);
-        const Number* other = right + j / kWide * BlockNumbers<true>(left.depth) + Along(k);
-        float* to = result + i * columns + j;
-        if (i + kTall <= end && j + kWide <= columns) {
-          MultiplyBlock(one, other, left.depth, chunk.depth, k == 0, to, columns);
-          if (ends) AddBias(beside.bias + j, columns - j, to, columns);
-          continue;
-        }
-        if (k > 0) CopyBlock(to, columns, edge, kWide, end - i, columns - j);
-        MultiplyBlock(one, other, left.depth, chunk.depth, k == 0, edge, kWide);
-        if (ends) AddBias(beside.bias + j, columns - j, edge, kWide);
-        CopyBlock(edge, kWide, to, columns, end - i, columns - j);
-      }
-  }
+  constexpr int64_t side = kSideOf<Scheme, kRight>;
+  const Operand rows = from.Depths(k, DepthAt(k, from.depth)).Rows(begin, end - begin);
+  const bool activates = !kRight && beside.gelu;
+  Scheme::template PackBlocks<kRight>(activates ? Activated(rows, for_activated) : rows,
+                                      RoundUp(rows.rows, side) / side, to);
+  if (kRight && beside.sums) SumAlong(rows, k == 0, beside.sums + begin);
 }
 
-// Computes one product, its parts done by run(count, task) on at most `threads` threads.
-template <typename Run>
-void MultiplyOne(const Operand& left, const Operand& right, const Beside& beside, float* result,
-                 int64_t threads, Run run) {
-  thread_local Workspace<Number> workspace;
-  const int64_t block = BlockNumbers<true>(left.depth);
-  const int64_t others = RoundUp(right.rows, kWide) / kWide;
-  Number* packed = workspace.Get(others * block + kSlack);
+// Multiplies two packed blocks, the chunk of the contraction that starts at k, into the block of the
+// result that begins at (i, j).
+template <typename Scheme>
+void MultiplyInto(const Number* left, const Number* right, int64_t k, int64_t depth, int64_t i,
+                  int64_t j, const Beside& beside, const Result& result) {
+  constexpr int64_t tall = Scheme::kTall, wide = Scheme::kWide;
+  const int64_t rows = std::min(tall, result.rows - i), columns = std::min(wide, result.columns - j);
+  float* to = result.data + i * result.columns + j;
+  const int64_t chunk = DepthAt(k, depth);
+  if (rows == tall && columns == wide) {
+    Scheme::MultiplyBlock(left, right, chunk, k == 0, to, result.columns);
+  } else {
+    alignas(64) float edge[tall * wide];
+    if (k > 0) CopyBlock(to, result.columns, edge, wide, rows, columns);
+    Scheme::MultiplyBlock(left, right, chunk, k == 0, edge, wide);
+    CopyBlock(edge, wide, to, result.columns, rows, columns);
+  }
+  if (beside.bias && k + kChunk >= depth) AddBias(beside.bias + j, rows, columns, to, result.columns);
+}
+
+// Computes one product, its parts done by run(count, task) on at most `threads` threads.  The smaller
+// operand is packed first, chunk after chunk.  Then a turn packs some rows of the other one, the right
+// one if kRight, and multiplies them with all of the first.
+template <typename Scheme, bool kRight, typename Run>
+void MultiplyInTurns(const Operand& own, const Operand& other, const Beside& beside,
+                     const Result& result, int64_t threads, Run run) {
+  constexpr int64_t own_side = kSideOf<Scheme, kRight>, other_side = kSideOf<Scheme, !kRight>;
+  const int64_t depth = own.depth;
+  const auto own_block = [](int64_t deep) { return Scheme::template BlockNumbers<kRight>(deep); };
+  const auto other_block = [](int64_t deep) { return Scheme::template BlockNumbers<!kRight>(deep); };
+
+  thread_local Workspace<Number> for_other;
+  const int64_t others = RoundUp(other.rows, other_side) / other_side;
+  const int64_t chunk_numbers = others * other_block(std::min(kChunk, depth));
+  const int64_t chunks = RoundUp(depth, kChunk) / kChunk;
+  Number* const packed = for_other.Get(chunks * chunk_numbers);
   const int64_t shares = std::min(others, 4 * threads);
   run(shares, [&](int64_t share) {
     const int64_t first = share * others / shares, last = (share + 1) * others / shares;
-    PackBlocks<true>(right, first * kWide, last - first, packed + first * block);
-    if (!beside.sums) return;
-    const int64_t begin = first * kWide, end = std::min(last * kWide, right.rows);
-    SumAlong(right.Rows(begin, end - begin), beside.sums + begin);
+    for (int64_t k = 0; k < depth; k += kChunk)
+      PackRows<Scheme, !kRight>(
+          other, beside, first * other_side, std::min(last * other_side, other.rows), k,
+          packed + k / kChunk * chunk_numbers + first * other_block(DepthAt(k, depth)));
   });
 
-  // Equal numbers of rows a turn: at most as many as stay in cache, and so many turns for every thread
-  // that one which other work holds up leaves little undone; but two blocks at least.
-  const int64_t blocks = RoundUp(left.rows, kTall) / kTall;
-  const int64_t bytes = BlockNumbers<false>(std::min(kChunk, left.depth)) * sizeof(Number);
+  // As many turns for every thread, of blocks that stay in cache together; and so many that one which
+  // other work holds up leaves little undone, but of two blocks at least.
+  const int64_t blocks = RoundUp(own.rows, own_side) / own_side;
+  const int64_t bytes = own_block(std::min(kChunk, depth)) * sizeof(Number);
   const int64_t fitting = std::max<int64_t>(1, kCacheBytes / bytes);
   const int64_t rounds = RoundUp(blocks, threads * fitting) / (threads * fitting);
-  const int64_t most = std::max(RoundUp(blocks, 2) / 2, std::min(blocks, threads));
-  const int64_t turns = std::min(most, threads * std::max(rounds, kLeastTurns));
+  const int64_t most = std::max<int64_t>(1, blocks / (2 * threads));
+  const int64_t turns = std::min(blocks, threads * std::min(most, std::max(rounds, kLeastTurns)));
   run(turns, [&](int64_t turn) {
-    const int64_t begin = turn * blocks / turns * kTall;
-    const int64_t end = std::min((turn + 1) * blocks / turns * kTall, left.rows);
-    MultiplyRows(left, packed, right.rows, beside, begin, end, result);
+    thread_local Workspace<Number> for_own;
+    [[maybe_unused]] const InUse in_use;
+    const int64_t first = turn * blocks / turns, last = (turn + 1) * blocks / turns;
+    const int64_t begin = first * own_side, end = std::min(last * own_side, own.rows);
+    Number* const rows = for_own.Get((last - first) * own_block(std::min(kChunk, depth)));
+    for (int64_t k = 0; k < depth; k += kChunk) {
+      const int64_t deep = DepthAt(k, depth);
+      PackRows<Scheme, kRight>(own, beside, begin, end, k, rows);
+      for (int64_t o = 0; o < others; ++o)
+        for (int64_t b = first; b < last; ++b) {
+          const Number* one = rows + (b - first) * own_block(deep);
+          const Number* two = packed + k / kChunk * chunk_numbers + o * other_block(deep);
+          if (kRight) {
+            MultiplyInto<Scheme>(two, one, k, depth, o * other_side, b * own_side, beside, result);
+          } else {
+            MultiplyInto<Scheme>(one, two, k, depth, b * own_side, o * other_side, beside, result);
+          }
+        }
+    }
   });
+}
+
+template <typename Scheme, typename Run>
+void MultiplyBy(const Operand& left, const Operand& right, const Beside& beside, const Result& result,
+                int64_t threads, Run run) {
+  // Turns of rows are the finer ones.
+  if (right.rows > 2 * left.rows) {
+    MultiplyInTurns<Scheme, true>(right, left, beside, result, threads, run);
+  } else {
+    MultiplyInTurns<Scheme, false>(left, right, beside, result, threads, run);
+  }
+}
+
+template <typename Run>
+void MultiplyOne(const Operand& left, const Operand& right, const Beside& beside, float* to,
+                 int64_t threads, Run run) {
+  const Result result = {to, left.rows, right.rows};
+#ifndef GUIDEDFLOW_AMX
+  if (Strassen::Gains(left.rows, right.rows, left.depth))
+    return MultiplyBy<Strassen>(left, right, beside, result, threads, run);
+#endif
+  MultiplyBy<Plain>(left, right, beside, result, threads, run);
 }
 
 // ---- the call ----

@@ -28,7 +28,6 @@ constexpr int64_t kDepth = 32;                      // numbers in a row of a til
 constexpr int64_t kTile = kParts * kRows * kDepth;  // halves a tile takes with all its parts
 constexpr int64_t kTall = 2 * kRows;
 constexpr int64_t kWide = 2 * kRows;
-constexpr int64_t kSlack = 0;
 constexpr int64_t kChunk = 16 * kDepth;
 constexpr int64_t kCacheBytes = 1 << 20;  // half a core's second cache
 constexpr int64_t kLeastTurns = 1;        // more would fetch the right operand too often
@@ -41,8 +40,6 @@ template <bool kRight>
 inline int64_t BlockNumbers(int64_t depth) {
   return 2 * Panel(depth);
 }
-
-inline int64_t Along(int64_t k) { return k / kDepth * kTile; }
 
 // A process asks the kernel once before it may use the units' registers.
 inline bool Permitted() {
@@ -154,21 +151,21 @@ class InUse {
 
 #define LOAD_LEFT(part)                                       \
   _tile_loadd(4, left + (part) * kRows * kDepth, 64);         \
-  _tile_loadd(5, left + left_stride + (part) * kRows * kDepth, 64)
+  _tile_loadd(5, left + panel + (part) * kRows * kDepth, 64)
 #define LOAD_RIGHT(part)                                      \
   _tile_loadd(6, right + (part) * kRows * kDepth, 64);        \
-  _tile_loadd(7, right + right_stride + (part) * kRows * kDepth, 64)
+  _tile_loadd(7, right + panel + (part) * kRows * kDepth, 64)
 #define MULTIPLY()        \
   _tile_dpbf16ps(0, 4, 6); \
   _tile_dpbf16ps(1, 4, 7); \
   _tile_dpbf16ps(2, 5, 6); \
   _tile_dpbf16ps(3, 5, 7)
 
-// Adds the product of `depth` numbers of two packed blocks, the right one's `right_depth` deep, to the
-// numbers at `to`, whose rows are `width` numbers apart; or begins them.
-inline void MultiplyBlock(const Half* left, const Half* right, int64_t right_depth, int64_t depth,
-                          bool begins, float* to, int64_t width) {
-  const int64_t left_stride = Panel(depth), right_stride = Panel(right_depth);
+// Adds the product of `depth` numbers of two packed blocks to the numbers at `to`, whose rows are `width`
+// numbers apart; or begins them.
+inline void MultiplyBlock(const Half* left, const Half* right, int64_t depth, bool begins, float* to,
+                          int64_t width) {
+  const int64_t panel = Panel(depth);
   asm volatile("" ::: "memory");  // GCC does not know that loading a tile reads memory
   if (begins) {
     _tile_zero(0);

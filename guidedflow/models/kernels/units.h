@@ -7,7 +7,6 @@
 //   InUse                    lives while a thread computes,
 //   Permitted()              whether this process may compute,
 //   BlockNumbers<right>      numbers of a packed block of rows,
-//   Along                    where in a packed block of the right operand a contraction goes on,
 //   PackBlocks<right>        packs,
 //   MultiplyBlock            multiplies.
 
@@ -34,7 +33,7 @@ struct Packed {
 template <bool kRight>
 inline Packed Pack(const Operand& from, Workspace<Number>& workspace) {
   const int64_t blocks = RoundUp(from.rows, kSide<kRight>) / kSide<kRight>;
-  Number* data = workspace.Get(blocks * BlockNumbers<kRight>(from.depth) + kSlack);
+  Number* data = workspace.Get(blocks * BlockNumbers<kRight>(from.depth));
   PackBlocks<kRight>(from, 0, blocks, data);
   return {data, blocks, from.depth};
 }
@@ -46,8 +45,8 @@ inline void Multiply(const Packed& left, const Packed& right, bool begins, float
   const int64_t right_block = BlockNumbers<true>(right.depth);
   for (int64_t j = 0; j < right.blocks; ++j)
     for (int64_t i = 0; i < left.blocks; ++i)
-      MultiplyBlock(left.data + i * left_block, right.data + j * right_block, right.depth, left.depth,
-                    begins, to + i * kTall * width + j * kWide, width);
+      MultiplyBlock(left.data + i * left_block, right.data + j * right_block, left.depth, begins,
+                    to + i * kTall * width + j * kWide, width);
 }
 
 // Runs `compute` if the units may be used, and says what went wrong.

@@ -86,6 +86,18 @@ inline Vector Gelu(Vector x) {
   return x / (1.0f + Exp(-1.59576912f * x * (1.0f + 0.044715f * x * x)));
 }
 
+// Of the numbers of `x` and then of `y`, every second one: from the first on, or from the second.
+inline Vector EverySecond(Vector x, Vector y, bool from_second) {
+#ifdef __AVX512F__
+  const __m512i places =
+      _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  return _mm512_permutex2var_ps(x, _mm512_add_epi32(places, _mm512_set1_epi32(from_second)), y);
+#else
+  const __m256 mixed = from_second ? _mm256_shuffle_ps(x, y, 0xdd) : _mm256_shuffle_ps(x, y, 0x88);
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xd8));
+#endif
+}
+
 // Transposes kLanes by kLanes numbers in registers: exchanges halves, quarters and so on.
 #ifdef __AVX512F__
 inline void Transpose(Vector lines[kLanes]) {
