@@ -71,7 +71,7 @@ class Attention(nn.Module):
         return dense(x.shape[-1], name="proj")(mixed)
 
 
-def _modulation(x: Array | None, c: Array, parts: int, dtype: Any) -> Array:
+def _modulation(x: Array | None, c: Array, parts: int, dtype: Any, products: str) -> Array:
     """Return the modulation b parts·d of condition c, or c itself where it is one already.
 
     Call it inside a module's compact method, whose `adaLN_modulation` its parameters become.
@@ -79,7 +79,7 @@ def _modulation(x: Array | None, c: Array, parts: int, dtype: Any) -> Array:
     if x is not None and c.shape[-1] != x.shape[-1]:
         return c
     width = parts * c.shape[-1]
-    dense = Dense(width, kernel_init=_ZEROS, dtype=dtype, name="adaLN_modulation")
+    dense = Dense(width, _ZEROS, dtype=dtype, products=products, name="adaLN_modulation")
     return dense(nn.silu(c))
 
 
@@ -109,7 +109,7 @@ class Block(nn.Module):
 
         `c` is the condition, b d, or its modulation, which is then not computed again.
         """
-        modulation = _modulation(x, c, 6, self.dtype)
+        modulation = _modulation(x, c, 6, self.dtype, self.products)
         if x is None:
             return modulation
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
@@ -143,7 +143,7 @@ class FinalLayer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"] | None, c: Float[Array, "b _"]) -> Array:
         """Return the patches' values; without tokens, the modulation b 2·d. `c` as in `Block`."""
-        modulation = _modulation(x, c, 2, self.dtype)
+        modulation = _modulation(x, c, 2, self.dtype, self.products)
         if x is None:
             return modulation
         shift, scale = jnp.split(modulation, 2, axis=-1)

@@ -62,7 +62,7 @@ _AVX512 = ("avx512bw", "avx512dq", "avx512f", "avx512vl")
 # By name, the fastest first: the matrix units, and fused multiply-add on wide or on narrow vectors.
 UNITS: Mapping[str, Units] = {
     "amx": Units(("amx_bf16", "amx_tile", "avx512_bf16", *_AVX512), 256, ("-DGUIDEDFLOW_AMX",)),
-    "avx512": Units((*_AVX512, "fma"), 1024),
+    "avx512": Units((*_AVX512, "fma"), 512),
     "avx2": Units(("avx2", "fma"), 1024),
 }
 

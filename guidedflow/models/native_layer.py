@@ -23,6 +23,7 @@ def affine(
     bias: Float[Array, " n"],
     units: str,
     gelu: bool = False,
+    least_rows: int = 0,
 ) -> Float[Array, "m n"]:
     """Return x·kernel + bias, or with GELU of x for x.
 
@@ -33,6 +34,8 @@ def affine(
       x, kernel, bias: float32.
       units: what computes, a name of `native.UNITS`.
       gelu: whether x passes through GELU first.
+      least_rows: with fewer, those of an axis under `vmap` among them, XLA computes the layer and
+        its gradient of x; that of kernel and bias the kernel always does.
     Raises:
       ValueError: other dtypes or ranks, or shapes that do not go together.
       native.Unavailable: see `native.load`.
@@ -40,8 +43,8 @@ def affine(
     native.load(units)
     _layer_result(*map(jax.typeof, (x, kernel, bias)))
     if not x.size or not kernel.size:
-        return _layer_unfused(x, kernel, bias, units=units, gelu=gelu)
-    return _layer.bind(*alike(x, kernel, bias), units=units, gelu=gelu)
+        return _layer_unfused(x, kernel, bias, units=units, gelu=gelu, least_rows=least_rows)
+    return _layer.bind(*alike(x, kernel, bias), units=units, gelu=gelu, least_rows=least_rows)
 
 
 # A derivative computes element by element what lies between two products again, from what the first
@@ -59,11 +62,20 @@ _gradient.multiple_results = True
 # ---- what they are ----
 
 
-def _layer_unfused(x: Array, kernel: Array, bias: Array, *, units: str, gelu: bool) -> Array:
-    return multiply(recomputed_gelu(x) if gelu else x, kernel, units) + bias[None]
+def _times(x: Array, kernel: Array, units: str, least_rows: int) -> Array:
+    return multiply(x, kernel, units) if len(x) >= least_rows else x @ kernel
 
 
-def _gradient_unfused(x: Array, cotangent: Array, *, units: str, gelu: bool) -> list[Array]:
+def _layer_unfused(
+    x: Array, kernel: Array, bias: Array, *, units: str, gelu: bool, least_rows: int
+) -> Array:
+    x = recomputed_gelu(x) if gelu else x
+    return _times(x, kernel, units, least_rows) + bias[None]
+
+
+def _gradient_unfused(
+    x: Array, cotangent: Array, *, units: str, gelu: bool, least_rows: int
+) -> list[Array]:
     x = recomputed_gelu(x) if gelu else x
     return [multiply(x, cotangent, units, transpose_x=True), cotangent.sum(0)]
 
@@ -94,47 +106,45 @@ def _activated(x: Array, dx: Any, gelu: bool) -> tuple[Array, Any]:
     return jax.jvp(recomputed_gelu, (x,), (dx,))
 
 
-def _layer_jvp(primals: Any, tangents: Any, *, units: str, gelu: bool) -> tuple[Array, Array]:
+def _layer_jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Array, Array]:
     (x, kernel, _), (dx, dkernel, dbias) = primals, tangents
-    y = _layer.bind(*primals, units=units, gelu=gelu)
-    activated, slope = _activated(x, dx, gelu)
+    units, least_rows = params["units"], params["least_rows"]
+    y = _layer.bind(*primals, **params)
+    activated, slope = _activated(x, dx, params["gelu"])
     parts = []
     if type(slope) is not ad.Zero:
-        parts.append(multiply(slope, kernel, units))
+        parts.append(_times(slope, kernel, units, least_rows))
     if ad.Zero not in (type(dkernel), type(dbias)):
-        parts.append(_layer.bind(x, dkernel, dbias, units=units, gelu=gelu))
+        parts.append(_layer.bind(x, dkernel, dbias, **params))
     elif type(dkernel) is not ad.Zero:
-        parts.append(multiply(activated, dkernel, units))
+        parts.append(_times(activated, dkernel, units, least_rows))
     elif type(dbias) is not ad.Zero:
         parts.append(jnp.broadcast_to(dbias[None], y.shape))
     return y, sum(parts[1:], parts[0])
 
 
-def _gradient_jvp(
-    primals: Any, tangents: Any, *, units: str, gelu: bool
-) -> tuple[list[Array], list[Array]]:
+def _gradient_jvp(primals: Any, tangents: Any, **params: Any) -> tuple[list[Array], list[Array]]:
     (x, cotangent), (dx, dcotangent) = primals, tangents
-    made = _gradient.bind(x, cotangent, units=units, gelu=gelu)
-    _, slope = _activated(x, dx, gelu)
+    units = params["units"]
+    made = _gradient.bind(x, cotangent, **params)
+    _, slope = _activated(x, dx, params["gelu"])
     if type(dcotangent) is ad.Zero:
         return made, [multiply(slope, cotangent, units, transpose_x=True), jnp.zeros_like(made[1])]
-    of_kernel, of_bias = _gradient.bind(x, dcotangent, units=units, gelu=gelu)
+    of_kernel, of_bias = _gradient.bind(x, dcotangent, **params)
     if type(slope) is not ad.Zero:
         of_kernel += multiply(slope, cotangent, units, transpose_x=True)
     return made, [of_kernel, of_bias]
 
 
-def _layer_transposed(
-    ct: Any, x: Array, kernel: Any, bias: Any, *, units: str, gelu: bool
-) -> list[Any]:
+def _layer_transposed(ct: Any, x: Array, kernel: Any, bias: Any, **params: Any) -> list[Any]:
     if type(ct) is ad.Zero:
         return [None, None, None]
-    return [None, *_gradient.bind(x, ct, units=units, gelu=gelu)]
+    return [None, *_gradient.bind(x, ct, **params)]
 
 
-def _gradient_transposed(cts: Any, x: Array, _: Any, *, units: str, gelu: bool) -> list[Any]:
+def _gradient_transposed(cts: Any, x: Array, _: Any, **params: Any) -> list[Any]:
     kernel, bias = map(ad.instantiate_zeros, cts)
-    return [None, _layer.bind(x, kernel, bias, units=units, gelu=gelu)]
+    return [None, _layer.bind(x, kernel, bias, **params)]
 
 
 # ---- under vmap ----
@@ -153,19 +163,28 @@ def _gradient_mapped(operands: Any, axes: Any, **params: Any) -> tuple[list[Arra
     return jax.vmap(partial(_gradient_unfused, **params), axes)(*operands), [0, 0]
 
 
-def _define(primitive: Primitive, kernel_name: str, result: Any) -> None:
-    call = partial(call_kernel, kernel_name, result)
+def _layer_computed(*operands: Array, least_rows: int, **params: Any) -> Array:
+    if len(operands[0]) < least_rows:
+        return _layer_unfused(*operands, least_rows=least_rows, **params)
+    return call_kernel(native.AFFINE, _layer_result, *operands, **params)
+
+
+def _gradient_computed(*operands: Array, least_rows: int, **params: Any) -> list[Array]:
+    return call_kernel(native.AFFINE_GRADIENT, _gradient_result, *operands, **params)
+
+
+def _define(primitive: Primitive, computed: Any, result: Any) -> None:
     primitive.def_abstract_eval(result)
-    primitive.def_impl(jax.jit(call, static_argnames=("units", "gelu")))
-    lowering = mlir.lower_fun(call, multiple_results=primitive.multiple_results)
+    primitive.def_impl(jax.jit(computed, static_argnames=("units", "gelu", "least_rows")))
+    lowering = mlir.lower_fun(computed, multiple_results=primitive.multiple_results)
     mlir.register_lowering(primitive, lowering, platform="cpu")
 
 
-_define(_layer, native.AFFINE, _layer_result)
+_define(_layer, _layer_computed, _layer_result)
 ad.primitive_jvps[_layer] = _layer_jvp
 ad.primitive_transposes[_layer] = _layer_transposed
 batching.primitive_batchers[_layer] = _layer_mapped
-_define(_gradient, native.AFFINE_GRADIENT, _gradient_result)
+_define(_gradient, _gradient_computed, _gradient_result)
 ad.primitive_jvps[_gradient] = _gradient_jvp
 ad.primitive_transposes[_gradient] = _gradient_transposed
 batching.primitive_batchers[_gradient] = _gradient_mapped

@@ -33,7 +33,8 @@ def product(
     Raises:
       ValueError: an unknown backend.
     """
-    if units := _units_for(x, backend):
+    units, _ = pick(backend, x.dtype)
+    if units != "xla" and len(x) >= native.UNITS[units].least_rows:
         return multiply(x, kernel, units)
     if jax.default_backend() == "cpu":
         return folded_product(x, kernel)
@@ -53,20 +54,16 @@ def affine(
 
     Args:
       x, kernel, bias: of one dtype.
-      backend: see `product`.
+      backend: see `product`; of fewer rows than `least_rows`, those of an axis under `vmap` among
+        them, the gradient of kernel and bias alone is compiled.
       gelu: whether x passes through GELU, in its hyperbolic-tangent form, first.
     Raises:
       ValueError: an unknown backend.
     """
-    if units := _units_for(x, backend):
-        return native_affine(x, kernel, bias, units, gelu)
+    units, _ = pick(backend, x.dtype)
+    if units != "xla":
+        return native_affine(x, kernel, bias, units, gelu, native.UNITS[units].least_rows)
     return product(recomputed_gelu(x) if gelu else x, kernel, backend) + bias[None]
-
-
-def _units_for(x: Float[Array, "rows d"], backend: str) -> str:
-    """Return the units that multiply these rows, or nothing where XLA does."""
-    name, _ = pick(backend, x.dtype)
-    return name if name != "xla" and len(x) >= native.UNITS[name].least_rows else ""
 
 
 def pick(backend: str, dtype: Any) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import re
 import subprocess
 from functools import partial
 
@@ -293,6 +294,40 @@ def test_few_rows_are_left_to_xla(units):
         ):
             text = jax.jit(layer).lower(x, kernel, bias).as_text()
             assert text.count("custom_call @guidedflow") == calls
+
+
+def targets(function, *operands):
+    text = jax.jit(function).lower(*operands).as_text()
+    return sorted(re.findall(r"custom_call @(guidedflow_\w+)\(", text))
+
+
+@on_all_units
+def test_of_few_rows_the_gradient_of_kernel_and_bias_alone_is_compiled(units):
+    def loss(x, kernel, bias, backend):
+        return jnp.sum(jnp.sin(products.affine(x, kernel, bias, backend, gelu=True)))
+
+    operands = normal(0, 16, 8), normal(1, 8, 3), normal(2, 3)
+    gradient = jax.grad(partial(loss, backend=units), (0, 1, 2))
+    assert targets(gradient, *operands) == [native.target(native.AFFINE_GRADIENT, units)]
+    expected = jax.grad(partial(loss, backend="xla"), (0, 1, 2))(*operands)
+    for got, right in zip(gradient(*operands), expected, strict=True):
+        np.testing.assert_allclose(got, right, rtol=1e-5, atol=1e-6)
+
+
+@on_all_units
+def test_the_rows_of_a_mapped_axis_count(units):
+    """The branches of guidance are mapped: a layer of half the rows has enough with them."""
+    least = native.UNITS[units].least_rows
+    x, kernel, bias = normal(0, 2, least // 2, 8), normal(1, 8, 3), normal(2, 3)
+
+    def mapped(x, kernel, bias):
+        return jax.vmap(lambda x: products.affine(x, kernel, bias, units))(x)
+
+    assert targets(mapped, x, kernel, bias) == [native.target(native.AFFINE, units)]
+    assert targets(mapped, x[:, :-1], kernel, bias) == []
+    np.testing.assert_allclose(
+        mapped(x, kernel, bias), exact(x, kernel) + np.asarray(bias), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(

@@ -155,12 +155,14 @@ void MultiplyInTurns(const Operand& own, const Operand& other, const Beside& bes
   });
 
   // As many turns for every thread, of blocks that stay in cache together; and so many that one which
-  // other work holds up leaves little undone, but of two blocks at least.
+  // other work holds up leaves little undone, but of enough rows to be worth the passing of the others.
+  constexpr int64_t kLeastRows = 64;
   const int64_t blocks = RoundUp(own.rows, own_side) / own_side;
   const int64_t bytes = own_block(std::min(kChunk, depth)) * sizeof(Number);
   const int64_t fitting = std::max<int64_t>(1, kCacheBytes / bytes);
   const int64_t rounds = RoundUp(blocks, threads * fitting) / (threads * fitting);
-  const int64_t most = std::max<int64_t>(1, blocks / (2 * threads));
+  const int64_t least = std::max<int64_t>(1, kLeastRows / own_side);
+  const int64_t most = std::max<int64_t>(1, blocks / (least * threads));
   const int64_t turns = std::min(blocks, threads * std::min(most, std::max(rounds, kLeastTurns)));
   run(turns, [&](int64_t turn) {
     thread_local Workspace<Number> for_own;
@@ -188,8 +190,7 @@ void MultiplyInTurns(const Operand& own, const Operand& other, const Beside& bes
 template <typename Scheme, typename Run>
 void MultiplyBy(const Operand& left, const Operand& right, const Beside& beside, const Result& result,
                 int64_t threads, Run run) {
-  // Turns of rows are the finer ones.
-  if (right.rows > 2 * left.rows) {
+  if (right.rows > left.rows) {
     MultiplyInTurns<Scheme, true>(right, left, beside, result, threads, run);
   } else {
     MultiplyInTurns<Scheme, false>(left, right, beside, result, threads, run);
