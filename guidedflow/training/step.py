@@ -142,13 +142,26 @@ def _updated(
     A parameter that overflows stays as it was, and the norm, not finite then, tells.
     """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    moved = optax.apply_updates(state.params, updates)
-    params = jax.tree.map(
-        lambda new, old: jnp.where(jnp.isfinite(new), new, old), moved, state.params
-    )
+    params, param_norm = _moved(state.params, updates)
     decay = ema_decay(state.step)
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
-    return (params, ema, opt_state), optax.tree.norm(moved)
+    return (params, ema, opt_state), param_norm
+
+
+def _moved(params: PyTree, updates: PyTree) -> tuple[PyTree, Array]:
+    """Return the parameters after the updates, with the old one for each that overflows, and the
+    norm that they would have without that exception."""
+    leaves, tree = jax.tree.flatten(params)
+    in_turn = jax.default_backend() == "cpu"
+    squares, kept = jnp.zeros(()), []
+    for old, update in zip(leaves, jax.tree.leaves(updates), strict=True):
+        # Squares are never negative: this makes a leaf wait for the one before. XLA's CPU compiler
+        # else moves every leaf before it takes any norm, beside the old ones: memory of another model.
+        start = jnp.where(squares < 0, jnp.zeros_like(old), old) if in_turn else old
+        new = optax.apply_updates(start, update)
+        squares += jnp.sum(new * new)
+        kept.append(jnp.where(jnp.isfinite(new), new, old))
+    return jax.tree.unflatten(tree, kept), jnp.sqrt(squares)
 
 
 def _unchanged(state: TrainState, grads: PyTree) -> tuple[Kept, Array]:

@@ -75,6 +75,24 @@ def test_an_update_that_overflows_changes_nothing_but_the_step():
     assert float(state.params["w"]) == float(state.ema["w"]) == 4.0
 
 
+def test_the_update_takes_no_memory_of_another_model():
+    """What lives beside the state are the gradients, of one model's size, and a leaf or two."""
+    leaf, optimizer = jnp.ones((64, 64)), optax.adam(1e-3)
+    params = {str(i): leaf for i in range(16)}
+
+    def loss(params, batch, key):
+        x = batch["x"]
+        for kernel in params.values():
+            x = jnp.tanh(x @ kernel)
+        return x.sum(1)
+
+    options = {"ema_decay": ema_schedule(0.9), "learning_rate": lambda _: 1e-3}
+    step = jax.jit(make_step(loss, optimizer, **options), donate_argnums=0)
+    batch = {"x": jnp.ones((4, 64))}
+    compiled = step.lower(create(params, optimizer), batch, jax.random.key(0)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < (16 + 3) * leaf.nbytes
+
+
 def test_randomness_depends_on_the_key_and_the_step_only():
     def noisy(params, batch, key):
         return (params["w"] * 0.0 + jax.random.normal(key)) * jnp.ones_like(batch["x"])
