@@ -29,6 +29,10 @@ struct Plain {
   }
 };
 
+// For the operand that is packed first, for a turn's own rows, and for these with GELU taken.
+thread_local Workspace<Number> for_other, for_own;
+thread_local Workspace<float> for_activated;
+
 template <typename Scheme, bool kRight>
 constexpr int64_t kSideOf = kRight ? Scheme::kWide : Scheme::kTall;
 
@@ -100,7 +104,6 @@ int64_t DepthAt(int64_t k, int64_t depth) { return std::min(kChunk, depth - k); 
 template <typename Scheme, bool kRight>
 void PackRows(const Operand& from, const Beside& beside, int64_t begin, int64_t end, int64_t k,
               Number* to) {
-  thread_local Workspace<float> for_activated;
   constexpr int64_t side = kSideOf<Scheme, kRight>;
   const Operand rows = from.Depths(k, DepthAt(k, from.depth)).Rows(begin, end - begin);
   const bool activates = !kRight && beside.gelu;
@@ -140,7 +143,6 @@ void MultiplyInTurns(const Operand& own, const Operand& other, const Beside& bes
   const auto own_block = [](int64_t deep) { return Scheme::template BlockNumbers<kRight>(deep); };
   const auto other_block = [](int64_t deep) { return Scheme::template BlockNumbers<!kRight>(deep); };
 
-  thread_local Workspace<Number> for_other;
   const int64_t others = RoundUp(other.rows, other_side) / other_side;
   const int64_t chunk_numbers = others * other_block(std::min(kChunk, depth));
   const int64_t chunks = RoundUp(depth, kChunk) / kChunk;
@@ -165,7 +167,6 @@ void MultiplyInTurns(const Operand& own, const Operand& other, const Beside& bes
   const int64_t most = std::max<int64_t>(1, blocks / (least * threads));
   const int64_t turns = std::min(blocks, threads * std::min(most, std::max(rounds, kLeastTurns)));
   run(turns, [&](int64_t turn) {
-    thread_local Workspace<Number> for_own;
     [[maybe_unused]] const InUse in_use;
     const int64_t first = turn * blocks / turns, last = (turn + 1) * blocks / turns;
     const int64_t begin = first * own_side, end = std::min(last * own_side, own.rows);

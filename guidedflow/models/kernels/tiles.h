@@ -30,7 +30,7 @@ constexpr int64_t kTall = 2 * kRows;
 constexpr int64_t kWide = 2 * kRows;
 constexpr int64_t kChunk = 16 * kDepth;
 constexpr int64_t kCacheBytes = 1 << 20;  // half a core's second cache
-constexpr int64_t kLeastTurns = 1;        // more would fetch the right operand too often
+constexpr int64_t kLeastTurns = 1;        // more would fetch the other operand too often
 
 // Halves of a panel whose rows hold `depth` numbers.
 inline int64_t Panel(int64_t depth) { return RoundUp(depth, kDepth) / kDepth * kTile; }
