@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 from guidedflow.commands.flags import has_gpu_plugin, use_flags
-from guidedflow.commands.memory import keep_memory
+from guidedflow.commands.memory import collect_seldom, keep_memory
 from guidedflow.registry import choose
 
 # Subcommand to its module, imported only when it is asked for.
@@ -79,8 +79,10 @@ def run(arguments: list[str]) -> int:
     module = choose("command", arguments[0], COMMANDS)
     use_flags()
     # The benchmark's other programs run as their users run them.
-    if module != COMMANDS["bench"] and not has_gpu_plugin():
-        keep_memory(os.environ)
+    if module != COMMANDS["bench"]:
+        collect_seldom()
+        if not has_gpu_plugin():
+            keep_memory(os.environ)
     use_compilation_cache()
     return importlib.import_module(module).main(arguments[1:])
 

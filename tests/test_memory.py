@@ -1,5 +1,6 @@
 """The program keeps freed memory where glibc allows it, and leaves the user's own settings alone."""
 
+import gc
 import importlib
 import platform
 import subprocess
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from guidedflow import cli
-from guidedflow.commands.memory import keep_memory
+from guidedflow.commands.memory import collect_seldom, keep_memory
 
 FAULTS = """
 import resource
@@ -55,11 +56,22 @@ def test_another_c_library_is_left_alone(monkeypatch):
     ],
 )
 def test_the_program_keeps_memory_but_not_where_it_is_compared(monkeypatch, command, gpu, kept):
-    asked = []
+    asked, seldom = [], []
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     monkeypatch.setattr(cli, "has_gpu_plugin", lambda: gpu)
     monkeypatch.setattr(cli, "use_flags", lambda: None)
     monkeypatch.setattr(cli, "keep_memory", asked.append)
+    monkeypatch.setattr(cli, "collect_seldom", lambda: seldom.append(True))
     monkeypatch.setattr(importlib, "import_module", lambda _: SimpleNamespace(main=lambda _: 0))
     assert cli.main([command]) == 0
     assert len(asked) == kept
+    assert len(seldom) == (command != "bench")
+
+
+def test_unreachable_objects_are_looked_for_seldom():
+    before = gc.get_threshold()
+    try:
+        collect_seldom()
+        assert gc.get_threshold() == (50_000, 50, 50)
+    finally:
+        gc.set_threshold(*before)
