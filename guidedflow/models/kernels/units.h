@@ -2,7 +2,7 @@
 // (GUIDEDFLOW_AMX) or the fused multiply-add of lanes.h.  Either file says
 //   Number                   what a packed operand is made of,
 //   kTall, kWide             rows and columns of the block of the result that one call computes,
-//   kChunk, kCacheBytes      how much of the contraction, and of the left operand, to use up at once,
+//   kChunk, kCacheBytes      how much of the contraction, and of a turn's operand, to use up at once,
 //   kLeastTurns              in how many turns a thread is to take its share of a product, or more,
 //   InUse                    lives while a thread computes,
 //   Permitted()              whether this process may compute,
