@@ -12,8 +12,8 @@ from jaxtyping import Array
 
 from guidedflow.benchmark.workload import EVERY, SOLVERS, Apply, Workload
 from guidedflow.models.dit import DiT
-from guidedflow.models.grouping import CPU_ROWS
-from guidedflow.models.products import pick, product
+from guidedflow.nn.microbatching import CPU_ROWS
+from guidedflow.nn.operations import pick, product
 
 # What the two counts may differ by: softmax, normalisation and activations are in one of them alone.
 AGREE = 0.1

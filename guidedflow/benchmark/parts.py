@@ -21,13 +21,13 @@ from guidedflow.benchmark.counting import product_of
 from guidedflow.benchmark.sampling import description
 from guidedflow.benchmark.timing import machine, spread, timed
 from guidedflow.benchmark.workload import Apply, Workload
-from guidedflow.models.attention import attention
-from guidedflow.models.conditioning import embed_condition
+from guidedflow.nn.attention import attention
+from guidedflow.nn.conditioning import embed_condition
 from guidedflow.models.dit import DiT
-from guidedflow.models.embeddings import grid_positions
-from guidedflow.models.grouping import for_device
-from guidedflow.models.layers import MLP, Dense, patchify, unpatchify
-from guidedflow.models.normalization import modulate, normalize
+from guidedflow.nn.embeddings import grid_positions
+from guidedflow.nn.microbatching import for_device
+from guidedflow.nn.linear import MLP, Dense, patchify, unpatchify
+from guidedflow.nn.normalization import modulate, normalize
 
 # (evaluations) -> None, which takes so many and waits.
 Evaluate = Callable[[int], None]

@@ -14,8 +14,8 @@ from guidedflow import samplers
 from guidedflow.benchmark.counting import evaluations, network_flops, product_of
 from guidedflow.benchmark.timing import machine, peak_memory, program_bytes, spread, timed
 from guidedflow.benchmark.workload import MODES, SOLVERS, Workload, model_of
-from guidedflow.models.attention import pick
-from guidedflow.models.products import pick as pick_products
+from guidedflow.nn.attention import pick
+from guidedflow.nn.operations import pick as pick_products
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from guidedflow import losses, paths
 from guidedflow.benchmark.counting import network_flops, product_of
 from guidedflow.benchmark.timing import peak_memory, program_bytes, spread, timed
 from guidedflow.benchmark.workload import Apply, Workload
-from guidedflow.models.grouping import micro_batches_for_device
+from guidedflow.nn.microbatching import micro_batches_for_device
 
 LEARNING_RATE = 1e-4
 STRATEGIES = ("one", "auto", "pmap", "data", "fsdp", "mesh")

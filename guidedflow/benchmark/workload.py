@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
 from guidedflow import guidance, samplers, times
-from guidedflow.models.grouping import for_device
+from guidedflow.nn.microbatching import for_device
 from guidedflow.models.modulations import tabulated
 from guidedflow.types import ModelFn
 

@@ -17,7 +17,7 @@ import numpy as np
 from guidedflow import data
 from guidedflow.commands import Parser
 from guidedflow.commands.options import Progress, integer
-from guidedflow.data.codes import ENCODERS
+from guidedflow.data.autoencoders import ENCODERS
 from guidedflow.data.encoding import Job, encode
 from guidedflow.data.latent_files import DTYPES
 from guidedflow.registry import choose

@@ -30,7 +30,7 @@ from guidedflow.files import check_writable, replacing
 from guidedflow.training import processes
 from guidedflow.training.build import Task
 from guidedflow.training.grids import draw_grid, to_uint8
-from guidedflow.training.pictures import save_figure
+from guidedflow.training.plots import save_figure
 
 _LEAST = 16  # images; fewer fit no Gaussian worth the name
 

@@ -10,7 +10,7 @@ from typing import Self
 from tqdm import tqdm
 
 from guidedflow import sampling
-from guidedflow.methods import GRIDS, GUIDANCE, SOLVERS, WEAKER, Method
+from guidedflow.pipelines.methods import GRIDS, GUIDANCE, SOLVERS, WEAKER, Method
 from guidedflow.training import processes
 from guidedflow.types import check_number
 

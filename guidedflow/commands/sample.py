@@ -29,7 +29,7 @@ from guidedflow.commands.options import (
     number,
 )
 from guidedflow.files import check_writable, replacing
-from guidedflow.methods import Method
+from guidedflow.pipelines.methods import Method
 from guidedflow.training import processes
 from guidedflow.training.grids import draw_grid, to_uint8
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from guidedflow.data.codes import Code, load_code
+from guidedflow.data.autoencoders import Code, load_code
 from guidedflow.data.dataset import Dataset, Draws, Indices, remember
 from guidedflow.data.draws import normals
 from guidedflow.data.folder import split_folder

@@ -2,10 +2,10 @@
 
 from guidedflow.models.classifier import Classifier
 from guidedflow.models.dit import DiT
-from guidedflow.models.grouping import in_groups
+from guidedflow.nn.microbatching import in_groups
 from guidedflow.models.modulations import tabulated
 from guidedflow.models.presets import PRESETS, create
-from guidedflow.models.stacking import stack_blocks, unstack_blocks
+from guidedflow.nn.stacking import stack_blocks, unstack_blocks
 from guidedflow.models.unet import UNet
 
 __all__ = [

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from guidedflow.models.attention import pick
-from guidedflow.models.conditioning import check_input, embed_condition
-from guidedflow.models.convolutions import Level, check_levels, descend, group_norm
-from guidedflow.models.layers import Dense
-from guidedflow.models.sizes import height_and_width
+from guidedflow.nn.attention import pick
+from guidedflow.nn.conditioning import check_input, embed_condition
+from guidedflow.nn.convolutions import Level, check_levels, descend, group_norm
+from guidedflow.nn.linear import Dense
+from guidedflow.sizes import height_and_width
 
 
 class Classifier(nn.Module):

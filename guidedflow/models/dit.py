@@ -14,15 +14,15 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from guidedflow.models.attention import attention, pick
-from guidedflow.models.conditioning import Modulation, check_input, embed_condition
-from guidedflow.models.embeddings import grid_positions
-from guidedflow.models.layers import MLP, Dense, adaptive_normalize, patchify, unpatchify
-from guidedflow.models.perturbations import blur_tokens, check_perturbation
-from guidedflow.models.products import BACKENDS
-from guidedflow.models.self_attention import self_attention
-from guidedflow.models.sizes import height_and_width
-from guidedflow.models.stacking import check_remat, rematerialized, run_stack
+from guidedflow.nn.attention import attention, pick
+from guidedflow.nn.conditioning import Modulation, check_input, embed_condition
+from guidedflow.nn.embeddings import grid_positions
+from guidedflow.nn.linear import MLP, Dense, adaptive_normalize, patchify, unpatchify
+from guidedflow.nn.perturbations import blur_tokens, check_perturbation
+from guidedflow.nn.operations import BACKENDS
+from guidedflow.native.attention import self_attention
+from guidedflow.sizes import height_and_width
+from guidedflow.nn.stacking import check_remat, rematerialized, run_stack
 from guidedflow.registry import choose
 
 _ZEROS = nn.initializers.zeros_init()

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PyTree
 
-from guidedflow.models.conditioning import Modulation
+from guidedflow.nn.conditioning import Modulation
 from guidedflow.models.dit import DiT
 from guidedflow.types import ModelFn
 

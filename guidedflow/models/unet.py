@@ -10,16 +10,16 @@ from einops import repeat
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from guidedflow.models.attention import pick
-from guidedflow.models.conditioning import check_input, embed_condition
-from guidedflow.models.convolutions import (
+from guidedflow.nn.attention import pick
+from guidedflow.nn.conditioning import check_input, embed_condition
+from guidedflow.nn.convolutions import (
     Convolution,
     Level,
     check_levels,
     descend,
     group_norm,
 )
-from guidedflow.models.sizes import height_and_width
+from guidedflow.sizes import height_and_width
 
 
 class UNet(nn.Module):

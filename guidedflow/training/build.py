@@ -11,15 +11,15 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from guidedflow import data, models, paths, predictions
-from guidedflow.models.grouping import micro_batches_for_device
+from guidedflow.nn.microbatching import micro_batches_for_device
 from guidedflow.registry import choose
 from guidedflow.training import named, parallel
 from guidedflow.training.config import check, identity
 from guidedflow.training.flops import counted
-from guidedflow.training.kinds import KINDS, Kind
+from guidedflow.training.tasks.table import KINDS, Kind
 from guidedflow.training.state import TrainState, create
 from guidedflow.training.step import Batch, LossFn, Schedule, StepFn, ema_schedule, make_step
-from guidedflow.training.velocity import model_fn
+from guidedflow.bundle import model_fn
 from guidedflow.types import ModelFn
 
 

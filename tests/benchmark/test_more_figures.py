@@ -11,7 +11,7 @@ import pytest
 from guidedflow import benchmark, models
 from guidedflow.benchmark import counting, growth, parts, sampling, timing, training
 from guidedflow.cli import main
-from guidedflow.models.products import pick
+from guidedflow.nn.operations import pick
 
 
 def silent(line):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from guidedflow.data import Dataset, load
-from guidedflow.data.codes import ENCODERS, fit_patches, fit_pca, load_code
+from guidedflow.data.autoencoders import ENCODERS, fit_patches, fit_pca, load_code
 from guidedflow.data.encoding import Job, encode
 
 
