@@ -118,7 +118,7 @@ def describe(job: Job) -> str:
     split, dataset = next(iter(job.splits.items()))
     stored = data.load(f"latents:{job.out}", split=split, cache_bytes=0)
     count = min(_COMPARED, dataset.length)
-    decoded = stored.pictures(stored.take(count)["image"])
+    decoded = stored.images(stored.take(count)["image"])
     error = np.sqrt(np.mean(np.square(decoded - dataset.take(count)["image"]))) * 127.5
     shapes = ["×".join(map(str, shape)) for shape in (stored.image_shape, dataset.image_shape)]
     return (

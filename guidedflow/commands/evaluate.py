@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from guidedflow import sampling
+from guidedflow import data
+from guidedflow.bundle import Bundle
 from guidedflow.commands import Parser
 from guidedflow.commands.options import (
     Progress,
@@ -24,11 +25,11 @@ from guidedflow.commands.options import (
     method_options,
     numbers,
 )
-from guidedflow.data import Dataset
 from guidedflow.evaluation import Judge, Report, Scores, legend, plot, summary, table, to_json
 from guidedflow.files import check_writable, replacing
-from guidedflow.training import processes
-from guidedflow.training.build import Task
+from guidedflow.pipelines import sample
+from guidedflow.training import config, load, processes, workdir
+from guidedflow.training.build import load_dataset
 from guidedflow.training.grids import draw_grid, to_uint8
 from guidedflow.training.plots import save_figure
 
@@ -59,21 +60,23 @@ def main(arguments: list[str]) -> int:
     given = parser().parse_args(arguments)
     say = join_processes(given)
     methods = [method_of(given, scale) for scale in given.scales]
-    trained = sampling.load(given.workdir, ema=given.ema, say=say)
-    helpers = helpers_of(given, trained, say)
+    bundle = load.load(given.workdir, ema=given.ema, say=say)
+    helpers = helpers_of(given, bundle, say)
+    train, held_out = datasets(given.workdir)
     folder = given.out or given.workdir / "evaluation"
     judge = None
     if processes.is_lead():
         folder.mkdir(parents=True, exist_ok=True)
         check_writable(folder / "scores.json")
-        judge = make_judge(trained.task)
-    labels = np.arange(given.images, dtype=np.int32) % trained.task.dataset.num_classes
+        judge = make_judge(train, held_out)
+    classes = train.num_classes
+    labels = np.arange(given.images, dtype=np.int32) % classes
     shown: list[np.ndarray] = []
     scores: list[Scores] = []
     for method in methods:
         with Progress(given.images, f"scale {method.scale:g}") as progress:
-            images = sampling.sample(
-                trained,
+            drawn = sample(
+                bundle,
                 labels,
                 method,
                 seed=given.seed,
@@ -81,13 +84,14 @@ def main(arguments: list[str]) -> int:
                 progress=progress,
                 **helpers,
             )
-        images = trained.task.dataset.pictures(images)
+        images = bundle.images(drawn)
         if judge is not None:
             scores.append(judge.score(to_uint8(images) / 127.5 - 1, labels))
-            shown.append(images[: trained.task.dataset.num_classes])
+            shown.append(images[:classes])
     if judge is not None:
-        report = Report(given.scales, tuple(scores), judge.floor, settings(given, trained))
-        write(folder, report, np.concatenate(shown), trained.task)
+        about = settings(given, bundle, held_out.length)
+        report = Report(given.scales, tuple(scores), judge.floor, about)
+        write(folder, report, np.concatenate(shown), train.class_names)
         show(report, folder)
     processes.barrier("the scores are written")
     return 0
@@ -102,30 +106,37 @@ def show(report: Report, folder: Path) -> None:
     print(f"scores and pictures: {folder}/scores.json scores.png grid.png")
 
 
-def make_judge(task: Task) -> Judge:
-    """Return a judge that learned from the run's training images and measures to the held-out ones.
-
-    Of a run on latents these are decoded, as what it draws is.
+def datasets(folder: Path) -> tuple[data.Dataset, data.Dataset]:
+    """Return the training and the held-out images of a run.
 
     Raises:
-      ValueError: the config names no held-out images.
+      ValueError: the config names no held-out images, or they are gone.
     """
-    if task.held_out is None:
+    resolved = config.from_resolved(workdir.read_config(folder))
+    if not resolved.dataset.held_out:
         raise ValueError("evaluation needs held-out images: set config.dataset.held_out to a split")
+    held_out = load_dataset(resolved, resolved.dataset.held_out)
+    return load_dataset(resolved, resolved.dataset.split), held_out
 
-    def real(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+
+def make_judge(train: data.Dataset, held_out: data.Dataset) -> Judge:
+    """Return a judge that learned from training images and measures to the held-out ones.
+
+    Latents are decoded, as what a model draws is.
+    """
+
+    def real(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
         batch = dataset.take()
-        return dataset.pictures(batch["image"]), batch["label"]
+        return dataset.images(batch["image"]), batch["label"]
 
-    return Judge(real(task.dataset), real(task.held_out))
+    return Judge(real(train), real(held_out))
 
 
-def settings(given: argparse.Namespace, trained: sampling.Trained) -> dict[str, object]:
+def settings(given: argparse.Namespace, bundle: Bundle, held_out: int) -> dict[str, object]:
     """Return what moves the figures besides the scale."""
-    held_out = trained.task.held_out
     return {
         "workdir": str(given.workdir),
-        "training steps": trained.step,
+        "training steps": bundle.step,
         "parameters": "averaged" if given.ema else "newest",
         "guidance": given.guidance,
         "reference": str(given.reference) if given.reference else None,
@@ -137,11 +148,11 @@ def settings(given: argparse.Namespace, trained: sampling.Trained) -> dict[str, 
         "steps": given.steps,
         "grid": given.grid,
         "seed": given.seed,
-        "held-out images": held_out.length if held_out else 0,
+        "held-out images": held_out,
     }
 
 
-def write(folder: Path, report: Report, images: np.ndarray, task: Task) -> None:
+def write(folder: Path, report: Report, images: np.ndarray, class_names: tuple[str, ...]) -> None:
     """Write scores.json, scores.png and grid.png, each whole or not at all."""
     with replacing(folder / "scores.json") as temporary:
         temporary.write_text(to_json(report))
@@ -153,7 +164,7 @@ def write(folder: Path, report: Report, images: np.ndarray, task: Task) -> None:
         len(names),
         title,
         folder / "grid.png",
-        columns=task.dataset.class_names,
+        columns=class_names,
         row_names=names,
         row_title="guidance scale w",
     )

@@ -2,6 +2,7 @@
 
 from guidedflow.data.dataset import Batch, Dataset
 from guidedflow.data.latent_files import write_latents
+from guidedflow.data.latents import LatentDecoder
 from guidedflow.data.pipeline import Batches, pipeline, random_flip
 from guidedflow.data.prefetch import Prefetch, prefetch
 from guidedflow.data.sources import default_data_dir, load, prepare
@@ -10,6 +11,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Dataset",
+    "LatentDecoder",
     "Prefetch",
     "default_data_dir",
     "load",

@@ -7,7 +7,6 @@ import os
 import re
 from pathlib import Path
 
-from guidedflow.data import tfds
 from guidedflow.data.dataset import Dataset
 from guidedflow.data.digits import prepare_digits
 from guidedflow.data.folder import open_folder

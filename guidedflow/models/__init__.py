@@ -2,11 +2,11 @@
 
 from guidedflow.models.classifier import Classifier
 from guidedflow.models.dit import DiT
-from guidedflow.nn.microbatching import in_groups
 from guidedflow.models.modulations import tabulated
 from guidedflow.models.presets import PRESETS, create
-from guidedflow.nn.stacking import stack_blocks, unstack_blocks
 from guidedflow.models.unet import UNet
+from guidedflow.nn.microbatching import in_groups
+from guidedflow.nn.stacking import stack_blocks, unstack_blocks
 
 __all__ = [
     "PRESETS",

@@ -8,47 +8,42 @@ from functools import partial
 from typing import Any
 
 import jax
-from einops import rearrange
+import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from guidedflow.native import library as native, products
-from guidedflow.nn.attention import attention, pick
+from guidedflow.native import library
 from guidedflow.native.matmul import call_kernel, merged, reshaped
+from guidedflow.nn.operations import XLA
 
 Packed = Float[Array, "b n three_h_d"]
 
 
-def self_attention(
-    packed: Packed, heads: int, backend: str = "auto", products_backend: str = "xla"
-) -> Float[Array, "b n h_d"]:
+def self_attention(packed: Packed, heads: int, units: str) -> Float[Array, "b n h_d"]:
     """Attend from every token to every token, head by head.
 
-    softmax(q·kᵀ/√d)·v, the softmax in float32.   Vaswani et al. 2017, eq. 1.
+    softmax(q·kᵀ/√d)·v.   Vaswani et al. 2017, eq. 1.
 
     Args:
-      packed: features (q k v), head, d of each token.
+      packed: float32, features (q k v), head, d of each token.
       heads: h, which divides a third of the features.
-      backend: see `attention.attention`.
-      products_backend: see `products.product`; where `products.pick` finds units for it and attention
-        is the CPU's, attention and its gradient are each one program.
+      units: what computes, a name of `library.UNITS`.
     Returns:
-      Features head, d of each token, of the dtype of `packed`.
+      Features head, d of each token.
     Raises:
-      ValueError: an unknown backend, or features that do not divide.
+      ValueError: features that do not divide, or another dtype.
+      library.Unavailable: see `library.load`.
     """
-    if packed.ndim != 3 or packed.shape[2] % (3 * heads):
-        raise ValueError(f"no {heads} heads of queries, keys and values in {packed.shape}")
-    units, _ = products.pick(products_backend, packed.dtype)
-    if units != "xla" and pick(backend, packed.dtype)[0] == "cpu":
-        return _attend.bind(packed, heads=heads, units=units)
-    return _unfused(packed, heads=heads, backend=backend)
+    library.load(units)
+    if packed.ndim != 3 or packed.shape[2] % (3 * heads) or packed.dtype != jnp.float32:
+        shown = f"{packed.dtype}{packed.shape}"
+        raise ValueError(f"no {heads} heads of float32 queries, keys and values in {shown}")
+    return _attend.bind(packed, heads=heads, units=units)
 
 
-def _unfused(packed: Packed, *, heads: int, backend: str = "cpu") -> Array:
-    q, k, v = rearrange(packed, "b n (three h d) -> three b n h d", three=3, h=heads)
-    return rearrange(attention(q, k, v, backend), "b n h d -> b n (h d)")
+def _unfused(packed: Packed, *, heads: int) -> Array:
+    return XLA("cpu").self_attention(packed, heads)
 
 
 # Three primitives: attention; its tangent, linear in that of `packed`; and its gradient, the tangent's
@@ -104,9 +99,9 @@ def _same(packed: Any, *_: Any, heads: int, units: str) -> Any:
     return reshaped(packed, packed.shape)
 
 
-_define(_attend, _mixed, partial(call_kernel, native.ATTENTION, _mixed), "cpu")
+_define(_attend, _mixed, partial(call_kernel, library.ATTENTION, _mixed), "cpu")
 _define(_tangent, _mixed, _tangent_unfused)
-_define(_gradient, _same, partial(call_kernel, native.ATTENTION_GRADIENT, _same), "cpu")
+_define(_gradient, _same, partial(call_kernel, library.ATTENTION_GRADIENT, _same), "cpu")
 ad.primitive_jvps[_attend] = _attend_jvp
 ad.primitive_jvps[_tangent] = partial(_unfused_jvp, _tangent_unfused)
 ad.primitive_jvps[_gradient] = partial(_unfused_jvp, _gradient_unfused)

@@ -1,4 +1,4 @@
-"""The kernels of `kernels/`, compiled for this machine's processor when they are first asked for."""
+"""The kernels of `sources/`, compiled for this machine's processor when they are first asked for."""
 
 import ctypes
 import dataclasses
@@ -31,7 +31,7 @@ _HANDLERS = {
     NORMALIZE: "GuidedflowNormalize",
     NORMALIZE_GRADIENT: "GuidedflowNormalizeGradient",
 }
-_FOLDER = Path(__file__).parent / "kernels"
+_FOLDER = Path(__file__).parent / "sources"
 _SOURCES = sorted(_FOLDER.glob("*.cc"))
 _READ = sorted(_FOLDER.iterdir())
 _OPTIONS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast"]

@@ -13,8 +13,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from guidedflow.native import library as native
+from guidedflow.native import library
 from guidedflow.native.matmul import alike, call_kernel, multiply, reshaped
+from guidedflow.nn.operations import recomputed_gelu
 
 
 def affine(
@@ -32,24 +33,19 @@ def affine(
 
     Args:
       x, kernel, bias: float32.
-      units: what computes, a name of `native.UNITS`.
+      units: what computes, a name of `library.UNITS`.
       gelu: whether x passes through GELU first.
       least_rows: with fewer, those of an axis under `vmap` among them, XLA computes the layer and
         its gradient of x; that of kernel and bias the kernel always does.
     Raises:
       ValueError: other dtypes or ranks, or shapes that do not go together.
-      native.Unavailable: see `native.load`.
+      library.Unavailable: see `library.load`.
     """
-    native.load(units)
+    library.load(units)
     _layer_result(*map(jax.typeof, (x, kernel, bias)))
     if not x.size or not kernel.size:
         return _layer_unfused(x, kernel, bias, units=units, gelu=gelu, least_rows=least_rows)
     return _layer.bind(*alike(x, kernel, bias), units=units, gelu=gelu, least_rows=least_rows)
-
-
-# A derivative computes element by element what lies between two products again, from what the first
-# one gave: on CPU that is faster than keeping the parts.
-recomputed_gelu = jax.checkpoint(partial(jax.nn.gelu, approximate=True))
 
 
 # Two primitives: the layer, and the gradient of its kernel and bias.  The layer is linear in these two
@@ -166,11 +162,11 @@ def _gradient_mapped(operands: Any, axes: Any, **params: Any) -> tuple[list[Arra
 def _layer_computed(*operands: Array, least_rows: int, **params: Any) -> Array:
     if len(operands[0]) < least_rows:
         return _layer_unfused(*operands, least_rows=least_rows, **params)
-    return call_kernel(native.AFFINE, _layer_result, *operands, **params)
+    return call_kernel(library.AFFINE, _layer_result, *operands, **params)
 
 
 def _gradient_computed(*operands: Array, least_rows: int, **params: Any) -> list[Array]:
-    return call_kernel(native.AFFINE_GRADIENT, _gradient_result, *operands, **params)
+    return call_kernel(library.AFFINE_GRADIENT, _gradient_result, *operands, **params)
 
 
 def _define(primitive: Primitive, computed: Any, result: Any) -> None:

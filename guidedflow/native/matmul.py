@@ -5,10 +5,10 @@ number is split into three bfloat16 of falling size, a = a₀ + a₁ + a₂ to a
 
   a·b ≈ a₀b₀ + a₁b₀ + a₂b₀ + a₀b₁ + a₁b₁ + a₀b₂,
 
-whose left-out terms are below float32's rounding (`kernels/tiles.h`).  Elsewhere it is one fused
-multiply-add after another, on vectors as wide as the processor's (`kernels/lanes.h`).  There products
+whose left-out terms are below float32's rounding (`sources/tiles.h`).  Elsewhere it is one fused
+multiply-add after another, on vectors as wide as the processor's (`sources/lanes.h`).  There products
 of at least 128 rows, 128 columns and 64 terms take seven multiplications for eight, by Winograd's form
-of Strassen's algorithm (`kernels/strassen.h`): their error is about twice that of a plain float32
+of Strassen's algorithm (`sources/strassen.h`): their error is about twice that of a plain float32
 product, and relative to the larger of two neighbouring rows and of the columns multiplied together,
 not to each number's own terms.
 """
@@ -23,7 +23,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from guidedflow.native import library as native
+from guidedflow.native import library
 
 
 def multiply(
@@ -42,13 +42,13 @@ def multiply(
 
     Args:
       x, y: float32, of rank 2, or both of rank 3.
-      units: what computes, a name of `native.UNITS`.
+      units: what computes, a name of `library.UNITS`.
       transpose_x, transpose_y: whether the last two axes of an operand are read the other way round.
     Raises:
       ValueError: other dtypes or ranks, or shapes that do not go together.
-      native.Unavailable: see `native.load`.
+      library.Unavailable: see `library.load`.
     """
-    native.load(units)
+    library.load(units)
     x, y = alike(x, y)
     return _product.bind(x, y, units=units, transpose_x=transpose_x, transpose_y=transpose_y)
 
@@ -84,7 +84,7 @@ def call_kernel(name: str, result: Any, *operands: Array, units: str, **attribut
     """Return what a kernel makes of the operands: arrays of the types that `result` says of theirs."""
     made = result(*map(jax.typeof, operands), units=units, **attributes)
     shapes = jax.tree.map(lambda aval: jax.ShapeDtypeStruct(aval.shape, aval.dtype), made)
-    return jax.ffi.ffi_call(native.target(name, units), shapes)(*operands, **attributes)
+    return jax.ffi.ffi_call(library.target(name, units), shapes)(*operands, **attributes)
 
 
 def merged(primitive: Primitive, operands: Any, axes: Any, **params: Any) -> tuple[Any, Any]:
@@ -97,7 +97,7 @@ def merged(primitive: Primitive, operands: Any, axes: Any, **params: Any) -> tup
     return made, jax.tree.map(lambda _: 0, made)
 
 
-_call = partial(call_kernel, native.PRODUCT, _result)
+_call = partial(call_kernel, library.PRODUCT, _result)
 
 
 def _to_x(

@@ -14,7 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from guidedflow.native import library as native
+from guidedflow.native import library
 from guidedflow.native.matmul import alike, call_kernel, merged, reshaped
 from guidedflow.nn.normalization import modulate, normalize
 
@@ -34,13 +34,13 @@ def adaptive_normalize(
 
     Args:
       x, shift, scale: float32.
-      units: what computes, a name of `native.UNITS`.
+      units: what computes, a name of `library.UNITS`.
       epsilon: ε > 0.
     Raises:
       ValueError: other dtypes, or shapes that do not go together.
-      native.Unavailable: see `native.load`.
+      library.Unavailable: see `library.load`.
     """
-    native.load(units)
+    library.load(units)
     b, _, d = x.shape if x.ndim == 3 else (0, 0, 0)
     float32 = {v.dtype for v in (x, shift, scale)} == {jnp.dtype(jnp.float32)}
     if x.ndim != 3 or not shift.shape == scale.shape == (b, d) or not float32:
@@ -120,13 +120,13 @@ def _define(primitive: Primitive, result: Any, compute: Any, platform: str | Non
 
 
 _define(
-    _normalize, _normalize_result, partial(call_kernel, native.NORMALIZE, _normalize_result), "cpu"
+    _normalize, _normalize_result, partial(call_kernel, library.NORMALIZE, _normalize_result), "cpu"
 )
 _define(_tangent, _normalize_result, _tangent_unfused)
 _define(
     _gradient,
     _gradient_result,
-    partial(call_kernel, native.NORMALIZE_GRADIENT, _gradient_result),
+    partial(call_kernel, library.NORMALIZE_GRADIENT, _gradient_result),
     "cpu",
 )
 ad.primitive_jvps[_normalize] = _normalize_jvp

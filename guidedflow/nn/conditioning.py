@@ -1,6 +1,7 @@
 """What a network is told beside the image: the time, a class, further numbers, as one vector."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from guidedflow.nn.embeddings import LabelEmbedding, ScalarEmbedding
+from guidedflow.nn.operations import Operations
 from guidedflow.types import pytree
 
 
@@ -47,6 +49,7 @@ def embed_condition(
     scalars: tuple[str, ...],
     time_scale: float,
     dtype: Any,
+    operations: Operations,
 ) -> Float[Array, "b width"]:
     """Return the sum of the embeddings of the time, of the class and of further numbers.
 
@@ -63,12 +66,14 @@ def embed_condition(
         that gains a number starts as the network without it.
       time_scale: multiplies the time and the numbers.
       dtype: compute dtype.
+      operations: what computes the layers.
     Raises:
       ValueError: labels that are not integers, a missing or unknown entry, another batch size.
     """
     size = len(t)
     label, numbers = _split(cond, bool(num_classes), scalars)
-    result = ScalarEmbedding(width, factor=time_scale, dtype=dtype, name="t_embedder")(t)
+    scalar = partial(ScalarEmbedding, width, time_scale, dtype=dtype, operations=operations)
+    result = scalar(name="t_embedder")(t)
     if num_classes:
         if not hasattr(label, "dtype") or not jnp.issubdtype(label.dtype, jnp.integer):
             kind = getattr(label, "dtype", type(label).__name__)
@@ -79,8 +84,7 @@ def embed_condition(
     zeros = nn.initializers.zeros_init()
     for name, number in numbers.items():
         _check_numbers(name, number, size)
-        embedding = ScalarEmbedding(width, time_scale, zeros, dtype, name=f"{name}_embedder")
-        result += embedding(number)
+        result += scalar(last_init=zeros, name=f"{name}_embedder")(number)
     return result
 
 

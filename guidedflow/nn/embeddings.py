@@ -1,6 +1,8 @@
 """Numbers, classes and positions as vectors, in the layouts of the public DiT checkpoints."""
 
+import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from guidedflow.nn.linear import Dense, Initializer
+from guidedflow.nn.operations import XLA, Operations
 
 FREQUENCIES = 128
 _SMALL_NORMAL = nn.initializers.normal(0.02)
@@ -38,19 +41,21 @@ class ScalarEmbedding(nn.Module):
       factor: multiplies the number first, see `DiT.time_scale`.
       last_init: initialiser of W₂; zeros make the number count for nothing at first.
       dtype: compute dtype of the two layers; the sinusoids are float32.
+      operations: what computes them.
     """
 
     width: int
     factor: float = 1.0
     last_init: Initializer = _SMALL_NORMAL
     dtype: Any = jnp.float32
+    operations: Operations = dataclasses.field(default_factory=XLA)
 
     @nn.compact
     def __call__(self, value: Float[Array, " b"]) -> Float[Array, "b width"]:
         waves = sinusoids(self.factor * value)
-        hidden = Dense(self.width, kernel_init=_SMALL_NORMAL, dtype=self.dtype, name="mlp_0")(waves)
-        last = Dense(self.width, kernel_init=self.last_init, dtype=self.dtype, name="mlp_2")
-        return last(nn.silu(hidden))
+        dense = partial(Dense, self.width, dtype=self.dtype, operations=self.operations)
+        hidden = dense(kernel_init=_SMALL_NORMAL, name="mlp_0")(waves)
+        return dense(kernel_init=self.last_init, name="mlp_2")(nn.silu(hidden))
 
 
 class LabelEmbedding(nn.Module):

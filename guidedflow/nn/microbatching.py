@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from guidedflow.nn.capabilities import capabilities
 from guidedflow.types import Cond, ModelFn, check_batch, pytree
-
-# Measured on two cores with DiT-S/2: of 256 to 4096 token rows a turn, 1024 gave the most evaluations.
-CPU_ROWS = 1024
 
 
 @pytree
@@ -62,13 +60,13 @@ def group_of(batch: int, size: int) -> int:
 
 
 def for_device(model: ModelFn, network: Any) -> ModelFn:
-    """Return `model` in the groups that suit the default device: about 1024 tokens a turn on a CPU.
+    """Return `model` in the groups that suit the network's device, or whole.
 
     Args:
       model: a network as a model function.
-      network: the network itself; one without a `grid` of tokens is left whole.
+      network: the network itself, whose capabilities say how many examples a turn.
     """
-    rows = rows_for_device(network)
+    rows = capabilities(network).examples_per_turn
     return model if rows is None else in_groups(model, rows)
 
 
@@ -79,16 +77,8 @@ def micro_batches_for_device(network: Any, batch: int) -> int:
     but the gradients' sum is kept from one to the next; on accelerators there is one part.
 
     Args:
-      network: the network itself; one without a `grid` of tokens is left whole.
+      network: the network itself, whose capabilities say how many examples a turn.
       batch: examples.
     """
-    rows = rows_for_device(network)
+    rows = capabilities(network).examples_per_turn
     return 1 if rows is None else batch // group_of(batch, rows)
-
-
-def rows_for_device(network: Any) -> int | None:
-    """Return the examples a turn that suit the default device, or None for the whole batch."""
-    if jax.default_backend() != "cpu" or not hasattr(network, "grid"):
-        return None
-    height, width = network.grid
-    return max(1, CPU_ROWS // (height * width))

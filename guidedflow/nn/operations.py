@@ -1,108 +1,188 @@
-"""The product that every layer is made of, behind one function that picks who computes it."""
+"""The operations that networks spend their time in, behind one object that a network is given.
 
+A network calls `linear`, `attention`, `self_attention`, `adaptive_normalize` and `convolve` of the
+object in its field `operations` and knows nothing of devices. `XLA` leaves them to XLA's compiler, in
+the form that suits a platform; another object with the same methods takes its place.
+"""
+
+import dataclasses
 import functools
-import logging
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
-from guidedflow.native import library as native
+from guidedflow.nn.attention import attention, pick
+from guidedflow.nn.normalization import modulate, normalize
 from guidedflow.nn.vmapped_rows import fold_mapped
-from guidedflow.native.linear import affine as native_affine
-from guidedflow.native.linear import recomputed_gelu
-from guidedflow.native.matmul import multiply
-from guidedflow.registry import choose
+from guidedflow.target import attached, check_platform
 
-# "native" is the fastest of `native.UNITS` that the processor has.
-BACKENDS = dict.fromkeys(("xla", "native", *native.UNITS))
-_log = logging.getLogger(__name__)
+# Measured on two cores with DiT-S/2: of 256 to 4096 token rows a turn, 1024 gave the most evaluations.
+CPU_ROWS = 1024
 
 
-def product(
-    x: Float[Array, "rows d"], kernel: Float[Array, "d k"], backend: str = "xla"
-) -> Float[Array, "rows k"]:
-    """Return x·kernel in their dtype, accumulated in float32 or wider on a CPU.
+class Operations(Protocol):
+    """What a network calls. An implementation is frozen and compares by value, since jit keys on it.
 
-    Args:
-      x, kernel: of one dtype.
-      backend: "xla"; or "native", float32 products by a kernel compiled for this CPU
-        (`native_product`, which says what its error is), where `pick` finds it possible; fewer than its
-        units' `least_rows` are XLA's; or a name of `native.UNITS`, that kernel and no other.
-    Raises:
-      ValueError: an unknown backend.
+    Attributes:
+      name: "xla", or of kernels.
+      platform: "cpu", "gpu" or "tpu".
+      rows_per_turn: token rows that are best evaluated together, or None for the whole batch.
     """
-    units, _ = pick(backend, x.dtype)
-    if units != "xla" and len(x) >= native.UNITS[units].least_rows:
-        return multiply(x, kernel, units)
-    if jax.default_backend() == "cpu":
-        return folded_product(x, kernel)
-    # Accelerators' compilers fold a mapped axis themselves, and a reshape would tear a batch that is
-    # sharded over devices.
-    return x @ kernel
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def platform(self) -> str: ...
+
+    @property
+    def rows_per_turn(self) -> int | None: ...
+
+    def linear(
+        self,
+        x: Float[Array, "rows d"],
+        kernel: Float[Array, "d k"],
+        bias: Float[Array, " k"],
+        gelu: bool = False,
+    ) -> Float[Array, "rows k"]:
+        """Return x·kernel + bias, or with GELU (hyperbolic-tangent form) of x for x."""
+
+    def matmul(self, x: Float[Array, "rows d"], kernel: Float[Array, "d k"]) -> Array:
+        """Return x·kernel."""
+
+    def attention(self, q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+        """Attend from `q` to `k` and `v`, see `nn.attention.attention`."""
+
+    def attention_name(self, dtype: Any) -> str:
+        """Return which attention runs for this dtype."""
+
+    def self_attention(self, packed: Float[Array, "b n three_h_d"], heads: int) -> Array:
+        """Attend from every token to every token; features in order (q k v), head, d."""
+
+    def adaptive_normalize(self, x: Array, shift: Array, scale: Array) -> Array:
+        """Return (1 + scale)·normalize(x) + shift, tokens normalised over their features."""
+
+    def convolve(self, x: Array, kernel: Array, stride: int) -> Array:
+        """Convolve b h w c with an odd square kernel, zeros around the image."""
 
 
-def affine(
-    x: Float[Array, "rows d"],
-    kernel: Float[Array, "d k"],
-    bias: Float[Array, " k"],
-    backend: str = "xla",
-    gelu: bool = False,
-) -> Float[Array, "rows k"]:
-    """Return x·kernel + bias as one layer computes it, or with GELU of x for x.
+@dataclasses.dataclass(frozen=True)
+class XLA:
+    """Operations as XLA compiles them for a platform.
 
-    Args:
-      x, kernel, bias: of one dtype.
-      backend: see `product`; of fewer rows than `least_rows`, those of an axis under `vmap` among
-        them, the gradient of kernel and bias alone is compiled.
-      gelu: whether x passes through GELU, in its hyperbolic-tangent form, first.
+    Attributes:
+      platform: "cpu", "gpu" (or "cuda") or "tpu"; by default what is attached when it is made.
+      attention_backend: see `nn.attention.pick`.
     Raises:
-      ValueError: an unknown backend.
+      ValueError: an unknown platform or backend.
     """
-    units, _ = pick(backend, x.dtype)
-    if units != "xla":
-        return native_affine(x, kernel, bias, units, gelu, native.UNITS[units].least_rows)
-    return product(recomputed_gelu(x) if gelu else x, kernel, backend) + bias[None]
+
+    platform: str = ""
+    attention_backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        platform = check_platform(self.platform) if self.platform else attached().platform
+        object.__setattr__(self, "platform", platform)
+        pick(self.attention_backend, platform, jnp.float32)
+
+    @property
+    def name(self) -> str:
+        """XLA."""
+        return "xla"
+
+    def attention_name(self, dtype: Any) -> str:
+        """Return which attention runs for this dtype."""
+        return pick(self.attention_backend, self.platform, dtype)[0]
+
+    @property
+    def rows_per_turn(self) -> int | None:
+        """About 1024 rows on a CPU, whose caches then hold what lies between two products."""
+        return CPU_ROWS if self.platform == "cpu" else None
+
+    def matmul(self, x: Float[Array, "rows d"], kernel: Float[Array, "d k"]) -> Array:
+        """Return x·kernel in their dtype, accumulated in float32 or wider on a CPU."""
+        # Accelerators' compilers fold a mapped axis themselves, and a reshape would tear a batch
+        # that is sharded over devices.
+        return folded_matmul(x, kernel) if self.platform == "cpu" else x @ kernel
+
+    def linear(
+        self,
+        x: Float[Array, "rows d"],
+        kernel: Float[Array, "d k"],
+        bias: Float[Array, " k"],
+        gelu: bool = False,
+    ) -> Float[Array, "rows k"]:
+        """Return x·kernel + bias, or with GELU of x for x."""
+        return self.matmul(recomputed_gelu(x) if gelu else x, kernel) + bias[None]
+
+    def attention(self, q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+        """Attend from `q` to `k` and `v`, see `nn.attention.attention`."""
+        return attention(q, k, v, mask, backend=self.attention_name(q.dtype))
+
+    def self_attention(self, packed: Float[Array, "b n three_h_d"], heads: int) -> Array:
+        """Attend from every token to every token; features in order (q k v), head, d."""
+        q, k, v = rearrange(packed, "b n (three h d) -> three b n h d", three=3, h=heads)
+        return rearrange(self.attention(q, k, v), "b n h d -> b n (h d)")
+
+    def adaptive_normalize(
+        self, x: Float[Array, "b n d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]
+    ) -> Float[Array, "b n d"]:
+        """Return (1 + scale)·normalize(x) + shift; a derivative keeps the arguments alone."""
+        return _recomputed_normalize(x, shift, scale)
+
+    def convolve(self, x: Array, kernel: Array, stride: int) -> Array:
+        """Convolve b h w c with an odd square kernel, zeros around the image.
+
+        On a CPU it runs as one product of matrices over gathered neighbourhoods: XLA's CPU
+        convolutions take some 25 times as long for the gradient of the kernel inside a loop, where
+        gradient accumulation puts it, and products fold an axis that `vmap` adds.
+        """
+        side, features = kernel.shape[0], kernel.shape[-1]
+        if self.platform == "cpu":
+            near = _neighbourhoods(x, side, stride)
+            rows = near.reshape(-1, near.shape[-1])
+            return self.matmul(rows, kernel.reshape(-1, features)).reshape(
+                *near.shape[:-1], features
+            )
+        around = ((side // 2, side // 2),) * 2
+        order = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), around, dimension_numbers=order
+        )
 
 
-def pick(backend: str, dtype: Any) -> tuple[str, str]:
-    """Return what runs on the default device, "xla" or a name of `native.UNITS`, and why.
-
-    Args:
-      backend: a name.
-      dtype: of the operands.
-    Raises:
-      ValueError: an unknown backend.
-    """
-    choose("products", backend, BACKENDS)
-    if backend == "xla":
-        return "xla", "asked for"
-    platform = jax.default_backend()
-    if platform != "cpu" or jnp.dtype(dtype) != jnp.float32:
-        found = f"{platform} and {jnp.dtype(dtype)}"
-        reason = f"{backend} is for float32 on a CPU, here are {found}"
-    else:
-        for units in native.UNITS if backend == "native" else (backend,):
-            try:
-                native.load(units)
-                return units, "asked for" if units == backend else "the fastest of this processor"
-            except native.Unavailable as error:
-                reason = f"no {units} here: {error}"
-    say_once(f"products run on xla: {reason}")
-    return "xla", reason
+# A derivative computes element by element what lies between two products again, from what the first
+# one gave: on a CPU that is faster than keeping the parts.
+recomputed_gelu = jax.checkpoint(functools.partial(jax.nn.gelu, approximate=True))
 
 
-@functools.cache
-def say_once(message: str) -> None:
-    """Warn of what this process falls back to, the first time alone."""
-    _log.warning(message)
+@jax.checkpoint
+def _recomputed_normalize(
+    x: Float[Array, "b n d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]
+) -> Float[Array, "b n d"]:
+    return modulate(normalize(x), shift, scale)
 
 
-def _cpu_product(x: Float[Array, "rows d"], kernel: Float[Array, "d k"]) -> Float[Array, "rows k"]:
+def _cpu_matmul(x: Float[Array, "rows d"], kernel: Float[Array, "d k"]) -> Float[Array, "rows k"]:
     # XLA's CPU compiler has fast 16-bit products (AMX) only for those that end in float32.
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype: Any = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.matmul(x, kernel, preferred_element_type=dtype).astype(x.dtype)
 
 
-folded_product = fold_mapped(_cpu_product, (True, False))
+folded_matmul = fold_mapped(_cpu_matmul, (True, False))
+
+
+def _neighbourhoods(x: Float[Array, "b h w c"], side: int, stride: int) -> Array:
+    """Gather the side×side places around every output place, b i j side²·c."""
+    height, width = x.shape[1:3]
+    around = (side // 2, side // 2)
+    padded = jnp.pad(x, ((0, 0), around, around, (0, 0)))
+    shifted = [
+        padded[:, row : row + height : stride, column : column + width : stride]
+        for row in range(side)
+        for column in range(side)
+    ]
+    return jnp.concatenate(shifted, axis=-1)

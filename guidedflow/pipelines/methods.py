@@ -11,12 +11,12 @@ from guidedflow import guidance, samplers, times
 from guidedflow.guidance import classifier_free
 from guidedflow.paths import Path
 from guidedflow.registry import choose
-from guidedflow.types import ModelFn, Scale, check_number
+from guidedflow.types import Cond, ModelFn, Scale, check_number
 
-Solve = Callable[[ModelFn, Array, Array, Array, PRNGKeyArray, Path], Array]
-"""(model, noise, ts, labels, keys, path) -> images."""
-Guide = Callable[[ModelFn, Array, Scale, Path], ModelFn]
-"""(model, null label, scale, path) -> guided model."""
+Solve = Callable[[ModelFn, Array, Array, Cond, PRNGKeyArray, Path], Array]
+"""(model, noise, ts, cond, keys, path) -> images."""
+Guide = Callable[[ModelFn, Cond, Scale, Path], ModelFn]
+"""(model, null, scale, path) -> guided model."""
 
 
 def _ode(step: Callable) -> Solve:
@@ -38,7 +38,7 @@ def _drawing(sample: Callable, **options: Any) -> Solve:
 
 
 def _adaptive(
-    model: ModelFn, noise: Array, ts: Array, cond: Array, keys: PRNGKeyArray, path: Path
+    model: ModelFn, noise: Array, ts: Array, cond: Cond, keys: PRNGKeyArray, path: Path
 ) -> Array:
     """Take what steps a tolerance of 1e-4 asks for, between the ends of the grid."""
     try:
@@ -49,11 +49,15 @@ def _adaptive(
         raise ValueError(str(error)) from error
 
 
+RUNGE_KUTTA: Mapping[str, tuple[samplers.scan.Solver, int]] = {
+    "euler": (samplers.euler, 1),
+    "midpoint": (samplers.midpoint, 2),
+    "heun": (samplers.heun, 2),
+    "rk4": (samplers.rk4, 4),
+}
+"""One-step solvers of the ODE, each with its evaluations a step."""
 SOLVERS: Mapping[str, Solve] = {
-    "euler": _ode(samplers.euler),
-    "midpoint": _ode(samplers.midpoint),
-    "heun": _ode(samplers.heun),
-    "rk4": _ode(samplers.rk4),
+    **{name: _ode(step) for name, (step, _) in RUNGE_KUTTA.items()},
     "ab2": _ode(samplers.adams_bashforth(2)),
     "ab3": _ode(samplers.adams_bashforth(3)),
     "ab4": _ode(samplers.adams_bashforth(4)),

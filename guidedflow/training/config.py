@@ -27,16 +27,20 @@ _FREE = (
     "held_out",
     "dataset.data_dir",
     "network.attention",
-    "network.products",
+    "network.kernels",
     "network.remat",
 )
+
+
+# Fields that runs were made with before they had their present names.
+_RENAMED = {"network.products": "network.kernels"}
 
 
 def defaults() -> ConfigDict:
     """Return a config with every field, set for the digits."""
     return ConfigDict(
         {
-            "task": "flow",  # what is trained: a row of kinds.KINDS
+            "task": "flow",  # what is trained: a row of tasks.TASKS
             "seed": 0,
             "steps": 2000,
             "batch": 128,  # examples a step, over all devices and processes
@@ -92,7 +96,7 @@ def defaults() -> ConfigDict:
                 "time_scale": placeholder(float),
                 "double_channels": placeholder(bool),
                 "attention": placeholder(str),
-                "products": placeholder(str),  # "native": float32 by kernels compiled for this CPU
+                "kernels": placeholder(str),  # "native": float32 by kernels compiled for this CPU
                 "scan_layers": placeholder(bool),
                 "remat": placeholder(str),
             },
@@ -163,6 +167,7 @@ def from_resolved(raw: dict[str, Any]) -> ConfigDict:
     config = defaults()
     known = dict(leaves(config))
     for name, value in leaves(ConfigDict(raw)):
+        name = _RENAMED.get(name, name)
         if name not in known:
             raise ValueError(f"unknown config field {name!r}{nearest(name, list(known))}")
         section, _, last = name.rpartition(".")

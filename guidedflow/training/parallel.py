@@ -1,7 +1,7 @@
 """Strategies over devices: each places state and batch, and compiles the same step function."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Key, PyTree
 
+from guidedflow.target import Target
 from guidedflow.training.step import StepFn
 
 # Leaves smaller than this stay whole: sharding a bias costs a message and saves nothing.
@@ -37,11 +38,13 @@ class Strategy(Protocol):
         """Compile `step` for arguments like these, placed; the state passed in is donated."""
 
 
-def _devices(mesh: Mesh) -> int:
-    return int(mesh.devices.size)
+def local_devices(mesh: Mesh) -> int:
+    """Return how many of a mesh's devices belong to this process."""
+    return sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
 
 
-def _check_divides(batch: PyTree, local: int, total: int) -> None:
+def _check_divides(batch: PyTree, mesh: Mesh) -> None:
+    local, total = local_devices(mesh), mesh.size
     size = jax.tree.leaves(batch)[0].shape[0]
     if size % local:
         raise ValueError(
@@ -57,20 +60,22 @@ def _put(batch: PyTree, sharding: NamedSharding) -> PyTree:
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
 
 
-def make_mesh(data: int, fsdp: int) -> Mesh:
-    """Return a mesh of all devices with axes `data` and `fsdp`; 0 for one of them fits it.
+def make_mesh(target: Target, data: int, fsdp: int) -> Mesh:
+    """Return a mesh of all the target's devices with axes `data` and `fsdp`; 0 for one of them fits it.
 
     Raises:
       ValueError: data × fsdp is not the number of devices.
     """
-    count = jax.device_count()
+    count = target.count
     if data < 0 or fsdp < 0 or (data == 0 and fsdp == 0):
         raise ValueError(f"a mesh needs sizes of at least 1, at most one of them 0: {data}×{fsdp}")
     data = data or count // fsdp
     fsdp = fsdp or count // data
     if data * fsdp != count:
         raise ValueError(f"a mesh of data={data} × fsdp={fsdp} does not fit {count} devices")
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh(
+        (data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=target.devices
+    )
 
 
 def fsdp_spec(shape: tuple[int, ...], parts: int) -> P:
@@ -90,15 +95,15 @@ class Pmap:
     that of any other strategy.
     """
 
-    mesh: Mesh = field(default_factory=lambda: make_mesh(0, 1))
+    mesh: Mesh
     axis_name: str = "batch"
 
     def shardings(self, state: PyTree) -> PyTree:
         return jax.tree.map(lambda _: NamedSharding(self.mesh, P()), state)
 
     def place_batch(self, batch: PyTree) -> PyTree:
-        local = jax.local_device_count()
-        _check_divides(batch, local, _devices(self.mesh))
+        _check_divides(batch, self.mesh)
+        local = local_devices(self.mesh)
         split = jax.tree.map(lambda leaf: leaf.reshape(local, -1, *leaf.shape[1:]), batch)
         return _put(split, NamedSharding(self.mesh, P(("data", "fsdp"))))
 
@@ -111,7 +116,7 @@ class Pmap:
             donate_argnums=0,
         )
         # `lower` counts this process's devices where the compiled program counts all of them.
-        local = jax.local_device_count()
+        local = local_devices(self.mesh)
         batch = jax.tree.map(lambda leaf: np.zeros((local, *leaf.shape[1:]), leaf.dtype), batch)
         return mapped.lower(state, batch, key).compile()
 
@@ -133,7 +138,7 @@ class Sharded:
         )
 
     def place_batch(self, batch: PyTree) -> PyTree:
-        _check_divides(batch, jax.local_device_count(), _devices(self.mesh))
+        _check_divides(batch, self.mesh)
         return _put(batch, NamedSharding(self.mesh, P(("data", "fsdp"))))
 
     def compile(self, step: StepFn, state: PyTree, batch: PyTree, key: Array) -> Any:
@@ -149,14 +154,19 @@ class Sharded:
         return jitted.lower(state, batch, key).compile()
 
 
-def data() -> Sharded:
-    """Replicated data parallel over all devices."""
-    return Sharded(make_mesh(0, 1))
+def pmap(target: Target) -> Pmap:
+    """Replicated data parallel by `jax.pmap` over all of the target's devices."""
+    return Pmap(make_mesh(target, 0, 1))
 
 
-def fsdp() -> Sharded:
-    """Parameters, average and optimiser state sharded over all devices."""
-    return Sharded(make_mesh(1, 0))
+def data(target: Target) -> Sharded:
+    """Replicated data parallel over all of the target's devices."""
+    return Sharded(make_mesh(target, 0, 1))
+
+
+def fsdp(target: Target) -> Sharded:
+    """Parameters, average and optimiser state sharded over all of the target's devices."""
+    return Sharded(make_mesh(target, 1, 0))
 
 
 def abstract_state(init: Callable[[Key[Array, ""]], PyTree], strategy: Strategy) -> PyTree:

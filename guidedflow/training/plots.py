@@ -17,33 +17,33 @@ from matplotlib.ticker import LogLocator, StrMethodFormatter
 from guidedflow.files import replacing
 from guidedflow.samplers import draw_noise, sample_ode
 from guidedflow.times import uniform_grid
-from guidedflow.training.build import Task
+from guidedflow.training.build import Setup
 from guidedflow.training.tasks.classifier import ACCURACY
 
 Sampler = Callable[[PyTree, Key[Array, ""]], Array]
 
 
-def make_sampler(task: Task) -> Sampler:
+def make_sampler(setup: Setup) -> Sampler:
     """Return (params, key) -> images of the fixed labels, compiled over all devices.
 
     Example i draws from fold_in(key, i), so a grid shows the same noise all through training.
     Every process calls it at the same steps.
     """
-    options, mesh = task.config.sample, task.strategy.mesh
-    classes = min(options.classes, task.dataset.num_classes)
-    labels = jnp.tile(jnp.arange(classes, dtype=jnp.int32), options.rows)
+    options, mesh = setup.config.sample, setup.strategy.mesh
+    condition = setup.parts.condition
+    asked = condition.every()[: options.classes] * options.rows
     # Padded to a multiple of the devices, so that each of them takes its share.
-    count = -(-labels.size // mesh.size) * mesh.size
-    padded = jnp.resize(labels, (count,))
+    count = -(-len(asked) // mesh.size) * mesh.size
+    cond = condition.parse([asked[i % len(asked)] for i in range(count)])
+    ts = jnp.asarray(uniform_grid(options.steps))
     shared = NamedSharding(mesh, P(("data", "fsdp")))
 
     def sample(params: PyTree, key: Array) -> Array:
-        guided = task.guided(params, options.scale)
-        noise = draw_noise(key, (count, *task.dataset.image_shape))
+        guided = setup.guided(params, options.scale)
+        noise = draw_noise(key, (count, *setup.dataset.image_shape))
         noise = jax.lax.with_sharding_constraint(noise, shared)
-        noise *= task.path.sigma(jnp.float32(0))  # its size where a path starts from more than 1
-        images = sample_ode(guided, noise, jnp.asarray(uniform_grid(options.steps)), padded)
-        return images[: labels.size]
+        noise *= setup.path.sigma(ts[0])  # its size where a path starts from more than 1
+        return sample_ode(guided, noise, ts, cond)[: len(asked)]
 
     return jax.jit(sample, out_shardings=NamedSharding(mesh, P()))
 

@@ -1,5 +1,6 @@
 """A config's strings to objects: names of paths, draws, weightings, networks, optimisers."""
 
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,7 +14,10 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from guidedflow import losses, models, paths, predictions, times
+from guidedflow.conditions import Condition
+from guidedflow.nn.operations import XLA, Operations
 from guidedflow.registry import choose, nearest
+from guidedflow.target import Target
 from guidedflow.training import parallel
 from guidedflow.training.step import Schedule
 
@@ -53,13 +57,25 @@ OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
     "adamw": optax.adamw,
     "lion": optax.lion,
 }
-STRATEGIES: Mapping[str, Callable[[int, int], parallel.Strategy]] = {
-    "auto": lambda *_: parallel.Pmap() if jax.device_count() > 1 else parallel.data(),
-    "pmap": lambda *_: parallel.Pmap(),
-    "data": lambda *_: parallel.data(),
-    "fsdp": lambda *_: parallel.fsdp(),
-    "mesh": lambda data, fsdp: parallel.Sharded(parallel.make_mesh(data, fsdp)),
+STRATEGIES: Mapping[str, Callable[[Target, int, int], parallel.Strategy]] = {
+    "auto": lambda target, *_: parallel.pmap(target) if target.count > 1 else parallel.data(target),
+    "pmap": lambda target, *_: parallel.pmap(target),
+    "data": lambda target, *_: parallel.data(target),
+    "fsdp": lambda target, *_: parallel.fsdp(target),
+    "mesh": lambda target, data, fsdp: parallel.Sharded(parallel.make_mesh(target, data, fsdp)),
 }
+
+
+def _native(name: str, xla: XLA) -> Operations:
+    """Return what `guidedflow.native` has by that name."""
+    return importlib.import_module("guidedflow.native").operations(name, xla)
+
+
+OPERATIONS: Mapping[str, Callable[[str, XLA], Operations]] = {
+    "xla": lambda name, xla: xla,
+    **dict.fromkeys(("native", "amx", "avx512", "avx2"), _native),
+}
+"""Name of kernels to the operations of a network; other platforms than theirs get XLA's."""
 
 
 def make(kind: str, table: Mapping[str, Callable[..., Any]], section: ConfigDict) -> Any:
@@ -93,33 +109,54 @@ def time_draw(section: ConfigDict) -> times.Draw:
     return partial(draw, **bound)
 
 
+def operations_for(kernels: str, attention: str, platform: str) -> Operations:
+    """Return the operations of a network.
+
+    Args:
+      kernels: a name of `OPERATIONS`.
+      attention: see `nn.attention.pick`.
+      platform: that they are for.
+    Raises:
+      ValueError: an unknown name.
+    """
+    choose_kernels = choose("kernels", kernels, OPERATIONS)
+    return choose_kernels(kernels, XLA(platform, attention))
+
+
+_NOT_FIELDS = ("preset", "dtype", "attention", "kernels")
+
+
 def network_for(
     config: ConfigDict,
     image_shape: tuple[int, int, int],
-    num_classes: int,
-    scalars: tuple[str, ...] = (),
+    condition: Condition,
+    scalars: tuple[str, ...],
+    platform: str,
 ) -> nn.Module:
-    """Return the configured network for images of this shape, in so many classes.
+    """Return the configured network for images of this shape, told this condition.
 
     Args:
-      scalars: numbers that it takes beside the label, as ("scale",).
+      scalars: numbers that it takes beside the condition, as ("scale",).
+      platform: that it will run on.
     """
+    section = config.network
     fields = {
-        key: value
-        for key, value in config.network.items()
-        if key not in ("preset", "dtype") and value is not None
+        key: value for key, value in section.items() if key not in _NOT_FIELDS and value is not None
     }
+    fields["operations"] = operations_for(
+        section.kernels or "xla", section.attention or "auto", platform
+    )
+    fields.update(condition.network_fields())
     if scalars:
         fields["scalars"] = scalars
     height, width, channels = image_shape
-    dtype = config.network.dtype
+    dtype = section.dtype
     if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = "float32" if platform == "cpu" else "bfloat16"
     return models.create(
-        config.network.preset,
+        section.preset,
         image_size=(height, width),
         channels=channels,
-        num_classes=num_classes,
         dtype=jnp.dtype(dtype),
         **fields,
     )

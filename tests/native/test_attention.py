@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from units import normal, on_all_units
 
-from guidedflow.native import library as native
+from guidedflow.native import library
 from guidedflow.native.attention import self_attention
 from guidedflow.training.flops import counted
 
@@ -173,8 +173,8 @@ def test_one_program_forwards_and_one_backwards(units):
     value_and_grad = jax.jit(jax.value_and_grad(lambda p: loss(p, fused)))
     text = value_and_grad.lower(packed).as_text()
     assert (
-        text.count(f"@{native.target(native.ATTENTION, units)}(")
-        == text.count(f"@{native.target(native.ATTENTION_GRADIENT, units)}(")
+        text.count(f"@{library.target(library.ATTENTION, units)}(")
+        == text.count(f"@{library.target(library.ATTENTION_GRADIENT, units)}(")
         == 1
     )
     assert "dot_general" not in text

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from units import SHAPES, bound, exact, normal, on_all_units
 
-from guidedflow.native import library as native
+from guidedflow.native import library
 from guidedflow.native.linear import affine
 from guidedflow.training.flops import counted
 
@@ -59,7 +59,7 @@ def test_a_gradient_is_one_program(units):
     x, kernel, bias = normal(0, 4, 3), normal(1, 3, 2), normal(2, 2)
     text = jax.jit(jax.grad(loss, (0, 1))).lower(kernel, bias).as_text()
     assert text.count("custom_call @guidedflow") == 2
-    assert f"@{native.target(native.AFFINE_GRADIENT, units)}(" in text
+    assert f"@{library.target(library.AFFINE_GRADIENT, units)}(" in text
 
 
 @on_all_units

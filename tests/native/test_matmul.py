@@ -17,7 +17,7 @@ from units import SHAPES, bound, exact, has_units, normal, on_all_units
 
 from guidedflow import models
 from guidedflow.benchmark.workload import random_params
-from guidedflow.native import library as native, products
+from guidedflow.native import library, products
 from guidedflow.native.matmul import multiply
 from guidedflow.nn.operations import pick, product
 from guidedflow.training.flops import counted
@@ -28,10 +28,10 @@ def fresh(monkeypatch, tmp_path):
     """Nothing loaded or compiled yet, nothing said."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    native.find_hindrance.cache_clear()
+    library.find_hindrance.cache_clear()
     products.say_once.cache_clear()
     yield tmp_path / "guidedflow" / "native"
-    native.find_hindrance.cache_clear()
+    library.find_hindrance.cache_clear()
 
 
 @on_all_units
@@ -218,8 +218,8 @@ def test_a_network_and_its_gradient_are_the_same(units, networks):
         return jnp.mean(network.apply({"params": params}, x, t, jnp.array([1, 2, 0, 3])) ** 2)
 
     text = jax.jit(loss, static_argnums=2).lower(params, x, fast).as_text()
-    assert text.count(f"@{native.target(native.AFFINE, units)}(") == 4
-    assert text.count(f"@{native.target(native.ATTENTION, units)}(") == 1
+    assert text.count(f"@{library.target(library.AFFINE, units)}(") == 4
+    assert text.count(f"@{library.target(library.ATTENTION, units)}(") == 1
     expected = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)(params, x, plain)
     got = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)(params, x, fast)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
@@ -230,14 +230,14 @@ def test_a_network_and_its_gradient_are_the_same(units, networks):
 
 @on_all_units
 def test_the_program_is_compiled_once_and_kept(units, fresh, monkeypatch):
-    made = native._compiled(units)
+    made = library._compiled(units)
     assert list(fresh.iterdir()) == [made]
 
     def refuse(*arguments, **options):
         raise AssertionError("compiled again")
 
     monkeypatch.setattr(subprocess, "run", refuse)
-    assert native._compiled(units) == made
+    assert library._compiled(units) == made
 
 
 def falls_back(caplog, reason, backend="amx"):
@@ -268,7 +268,7 @@ def test_a_processor_without_the_units_falls_back(fresh, monkeypatch, caplog, ba
 def test_native_is_the_fastest_units_of_the_processor(monkeypatch, has, expected):
     def load(units):
         if units not in has:
-            raise native.Unavailable("the processor has none")
+            raise library.Unavailable("the processor has none")
 
     monkeypatch.setattr(native, "load", load)
     assert pick("native", jnp.float32)[0] == expected
@@ -279,12 +279,12 @@ def test_native_is_the_fastest_units_of_the_processor(monkeypatch, has, expected
 def test_native_runs_where_there_is_avx2():
     units, _ = pick("native", jnp.float32)
     text = jax.jit(partial(product, backend="native")).lower(normal(0, 1024, 8), normal(1, 8, 3))
-    assert f"@{native.target(native.PRODUCT, units)}(" in text.as_text()
+    assert f"@{library.target(library.PRODUCT, units)}(" in text.as_text()
 
 
 @on_all_units
 def test_few_rows_are_left_to_xla(units):
-    least = native.UNITS[units].least_rows
+    least = library.UNITS[units].least_rows
     kernel, bias = normal(1, 8, 3), normal(2, 3)
     for rows, calls in ((least - 1, 0), (least, 1)):
         x = jnp.ones((rows, 8))
@@ -308,7 +308,7 @@ def test_of_few_rows_the_gradient_of_kernel_and_bias_alone_is_compiled(units):
 
     operands = normal(0, 16, 8), normal(1, 8, 3), normal(2, 3)
     gradient = jax.grad(partial(loss, backend=units), (0, 1, 2))
-    assert targets(gradient, *operands) == [native.target(native.AFFINE_GRADIENT, units)]
+    assert targets(gradient, *operands) == [library.target(library.AFFINE_GRADIENT, units)]
     expected = jax.grad(partial(loss, backend="xla"), (0, 1, 2))(*operands)
     for got, right in zip(gradient(*operands), expected, strict=True):
         np.testing.assert_allclose(got, right, rtol=1e-5, atol=1e-6)
@@ -317,13 +317,13 @@ def test_of_few_rows_the_gradient_of_kernel_and_bias_alone_is_compiled(units):
 @on_all_units
 def test_the_rows_of_a_mapped_axis_count(units):
     """The branches of guidance are mapped: a layer of half the rows has enough with them."""
-    least = native.UNITS[units].least_rows
+    least = library.UNITS[units].least_rows
     x, kernel, bias = normal(0, 2, least // 2, 8), normal(1, 8, 3), normal(2, 3)
 
     def mapped(x, kernel, bias):
         return jax.vmap(lambda x: products.affine(x, kernel, bias, units))(x)
 
-    assert targets(mapped, x, kernel, bias) == [native.target(native.AFFINE, units)]
+    assert targets(mapped, x, kernel, bias) == [library.target(library.AFFINE, units)]
     assert targets(mapped, x[:, :-1], kernel, bias) == []
     np.testing.assert_allclose(
         mapped(x, kernel, bias), exact(x, kernel) + np.asarray(bias), atol=1e-5
@@ -335,7 +335,7 @@ def test_the_rows_of_a_mapped_axis_count(units):
     [("/no/such/compiler", "/no/such/compiler"), ("false", "false refused: no reason given")],
 )
 def test_without_a_compiler_that_works_xla_computes(fresh, monkeypatch, caplog, compiler, reason):
-    monkeypatch.setattr(native, "processor_units", lambda: set(native.UNITS["amx"].needs))
+    monkeypatch.setattr(native, "processor_units", lambda: set(library.UNITS["amx"].needs))
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setenv("CXX", compiler)
     falls_back(caplog, reason)
@@ -343,7 +343,7 @@ def test_without_a_compiler_that_works_xla_computes(fresh, monkeypatch, caplog, 
 
 
 def test_a_compiler_that_refuses_is_asked_once_for_each_units(fresh, monkeypatch):
-    everything = {need for units in native.UNITS.values() for need in units.needs}
+    everything = {need for units in library.UNITS.values() for need in units.needs}
     monkeypatch.setattr(native, "processor_units", lambda: everything)
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setenv("CXX", "false")
@@ -356,11 +356,11 @@ def test_a_compiler_that_refuses_is_asked_once_for_each_units(fresh, monkeypatch
     monkeypatch.setattr(subprocess, "run", refuse)
     for _ in range(3):
         assert pick("native", jnp.float32)[0] == "xla"
-    assert len(asked) == len(native.UNITS)
+    assert len(asked) == len(library.UNITS)
 
 
 def test_no_compiler_at_all_is_said(fresh, monkeypatch, caplog):
-    monkeypatch.setattr(native, "processor_units", lambda: set(native.UNITS["amx"].needs))
+    monkeypatch.setattr(native, "processor_units", lambda: set(library.UNITS["amx"].needs))
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setenv("PATH", os.devnull)
     falls_back(caplog, "there is no C++ compiler")

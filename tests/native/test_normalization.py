@@ -11,10 +11,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from units import normal, on_all_units
 
-from guidedflow.native import library as native
 from guidedflow.models.dit import DiT
-from guidedflow.nn.linear import adaptive_normalize as by_products
+from guidedflow.native import library
 from guidedflow.native.normalization import adaptive_normalize
+from guidedflow.nn.linear import adaptive_normalize as by_products
 from guidedflow.nn.normalization import modulate, normalize
 from guidedflow.training.flops import counted
 
@@ -244,8 +244,8 @@ def test_one_program_forwards_and_one_backwards(units):
     value_and_grad = jax.jit(jax.value_and_grad(partial(loss, function), EVERY))
     text = value_and_grad.lower(*values).as_text()
     assert (
-        text.count(f"@{native.target(native.NORMALIZE, units)}(")
-        == text.count(f"@{native.target(native.NORMALIZE_GRADIENT, units)}(")
+        text.count(f"@{library.target(library.NORMALIZE, units)}(")
+        == text.count(f"@{library.target(library.NORMALIZE_GRADIENT, units)}(")
         == 1
     )
     assert "rsqrt" not in text
@@ -342,8 +342,8 @@ def test_a_network_is_the_same_function(units):
         return jax.jit(jax.value_and_grad(energy))
 
     text = value_and_grad(units).lower(params).as_text()
-    assert text.count(f"@{native.target(native.NORMALIZE, units)}(") == 5
-    assert text.count(f"@{native.target(native.NORMALIZE_GRADIENT, units)}(") == 5
+    assert text.count(f"@{library.target(library.NORMALIZE, units)}(") == 5
+    assert text.count(f"@{library.target(library.NORMALIZE_GRADIENT, units)}(") == 5
     got, expected = value_and_grad(units)(params), value_and_grad("xla")(params)
     for number, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(number, other, atol=3e-5 * max(1, np.abs(other).max()))

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from guidedflow.native import library as native
+from guidedflow.native import library
 
 
 def has_units(name):
-    needs = set(native.UNITS[name].needs)
-    return platform.machine() == "x86_64" and needs <= native.processor_units()
+    needs = set(library.UNITS[name].needs)
+    return platform.machine() == "x86_64" and needs <= library.processor_units()
 
 
 def _parameter(name):
@@ -20,7 +20,7 @@ def _parameter(name):
     return pytest.param(name, marks=skip)
 
 
-on_all_units = pytest.mark.parametrize("units", [_parameter(name) for name in native.UNITS])
+on_all_units = pytest.mark.parametrize("units", [_parameter(name) for name in library.UNITS])
 
 
 def normal(seed, *shape):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from guidedflow.models import DiT, stack_blocks
-from guidedflow.nn.attention import attention
 from guidedflow.models.dit import Attention
+from guidedflow.nn.attention import attention
 from guidedflow.nn.perturbations import blur_tokens
 
 

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from guidedflow.training.tasks.table import KINDS
 
 from guidedflow import cli, guidance, paths, sampling
-from guidedflow.pipelines.methods import WEAKER, Method
 from guidedflow.models import PRESETS, Classifier
+from guidedflow.pipelines.methods import WEAKER, Method
 from guidedflow.training import classifying, metrics, taught
 from guidedflow.training.build import build
 from guidedflow.training.config import defaults
-from guidedflow.training.tasks.table import KINDS
 
 ROOT = Path(__file__).parents[2]
 SMALL = [

@@ -1,60 +1,35 @@
-"""What a class-conditional flow or diffusion model is trained on: its loss, from a config."""
+"""Task "flow": a conditional flow or diffusion model, its condition dropped at random."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import linen as nn
-from jaxtyping import Array, Float, PyTree
-from ml_collections import ConfigDict
+from jaxtyping import Array, PyTree
 
-from guidedflow import data, losses, paths, predictions
-from guidedflow.training.registries import WEIGHTINGS, make, time_draw
+from guidedflow import losses, predictions
+from guidedflow.bundle import Apply
+from guidedflow.training.registries import WEIGHTINGS, make
 from guidedflow.training.step import Batch, LossFn
+from guidedflow.training.tasks.task import Parts, Task, draw_time_and_noise, dropped_condition
 
 
-def draw_time_and_noise(
-    config: ConfigDict,
-) -> Callable[[Array, Array, Batch], tuple[Float[Array, " b"], Array]]:
-    """Return (key of t, key of noise, batch) -> (t, noise), one an example.
+def flow_loss(parts: Parts) -> LossFn:
+    """Return the loss of a conditional flow or diffusion model whose condition is dropped.
 
-    Example i of the global batch draws its noise from fold_in(key, i), and the times of the whole
-    batch are drawn at once and then indexed, so neither depends on how the batch is spread over
-    devices.
+    `losses.flow_matching`, or `losses.denoising` with a weighting or another prediction.
     """
-    draw, batch_size = time_draw(config.time), config.batch
-
-    def draw_both(key_t: Array, key_noise: Array, batch: Batch) -> tuple[Array, Array]:
-        image, index = batch["image"], batch["index"]
-        t = draw(key_t, batch_size)[index]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, index)
-        return t, jax.vmap(lambda k: jax.random.normal(k, image.shape[1:]))(keys)
-
-    return draw_both
-
-
-def flow_loss(
-    config: ConfigDict,
-    network: nn.Module,
-    path: paths.Path,
-    predicts: predictions.Prediction,
-    dataset: data.Dataset,
-) -> LossFn:
-    """Return the loss of a class-conditional flow or diffusion model whose condition is dropped."""
-    weighting = make("weighting", WEIGHTINGS, config.weighting)
-    draw, null = draw_time_and_noise(config), jnp.int32(dataset.num_classes)
+    path, predicts = parts.path, parts.predicts
+    weighting = make("weighting", WEIGHTINGS, parts.config.weighting)
+    draw, network = draw_time_and_noise(parts.config), Apply(parts.network)
 
     def loss_fn(params: PyTree, batch: Batch, key: Array) -> Array:
         key_t, key_noise, key_drop = jax.random.split(key, 3)
         image = batch["image"]
         t, noise = draw(key_t, key_noise, batch)
-        coins = jax.vmap(jax.random.fold_in, (None, 0))(key_drop, batch["index"])
-        cond = losses.drop_condition(coins, batch["label"], null, config.drop_rate)
+        cond = dropped_condition(parts, key_drop, batch)
 
         def apply(x: Array, t: Array, cond: Any) -> Array:
-            output: Any = network.apply({"params": params}, x, t, cond)
-            return output[..., : x.shape[-1]]  # a learned variance has no part in these losses
+            # A learned variance has no part in these losses.
+            return network(params, x, t, cond)[..., : x.shape[-1]]
 
         if predicts is predictions.velocity and weighting is None:
             return losses.flow_matching(apply, path, image, noise, t, cond)
@@ -63,3 +38,6 @@ def flow_loss(
         )
 
     return loss_fn
+
+
+TASK = Task(flow_loss)
