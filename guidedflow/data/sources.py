@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from guidedflow.data import tfds as prepared
 from guidedflow.data.dataset import Dataset
 from guidedflow.data.digits import prepare_digits
 from guidedflow.data.folder import open_folder
@@ -70,7 +71,7 @@ def load(
     name = rest if kind == "tfds" else spec
     roots = _roots(data_dir)
     folder = prepare_digits(roots[0]) if name == "digits" else _find(name, roots)
-    return stock.open_prepared(
+    return prepared.open_prepared(
         folder, name=name, split=split, image_size=image_size, cache_bytes=cache_bytes
     )
 
@@ -78,7 +79,7 @@ def load(
 def _find(name: str, roots: list[Path]) -> Path:
     if re.match(r"[a-z]+:(?!\d)", name):
         choose("kind of data set", name.partition(":")[0], dict.fromkeys(_KINDS))
-    found = stock.find_prepared(name, roots)
+    found = prepared.find_prepared(name, roots)
     if found is None:
         _check_known(name)
         raise ValueError(
@@ -119,7 +120,7 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
     root = _roots(data_dir)[0]
     if name == "digits":
         return prepare_digits(root)
-    found = stock.find_prepared(name, [root])
+    found = prepared.find_prepared(name, [root])
     if found is not None:
         return found
     _check_known(name)
