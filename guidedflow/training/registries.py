@@ -143,9 +143,10 @@ def network_for(
     fields = {
         key: value for key, value in section.items() if key not in _NOT_FIELDS and value is not None
     }
-    fields["operations"] = operations_for(
-        section.kernels or "xla", section.attention or "auto", platform
-    )
+    if "operations" in models.fields_of(section.preset):
+        fields["operations"] = operations_for(
+            section.kernels or "xla", section.attention or "auto", platform
+        )
     fields.update(condition.network_fields())
     if scalars:
         fields["scalars"] = scalars

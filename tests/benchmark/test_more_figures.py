@@ -11,7 +11,7 @@ import pytest
 from guidedflow import benchmark, models
 from guidedflow.benchmark import counting, growth, parts, sampling, timing, training
 from guidedflow.cli import main
-from guidedflow.nn.operations import pick
+from guidedflow.training.registries import operations_for
 
 
 def silent(line):
@@ -170,14 +170,13 @@ def test_bad_options_are_one_line(arguments, says, capsys):
     assert error.count("\n") == 1
 
 
-def test_products_are_a_choice_of_networks_that_have_it(capsys):
-    assert main(["bench", "--preset=tiny-unet", "--products=amx"]) == 2
-    assert capsys.readouterr().err == "guidedflow: --products=amx is for a DiT, not UNet\n"
-    assert main(["bench", "--preset=tiny", "--products=mkl"]) == 2
-    assert "unknown products 'mkl'" in capsys.readouterr().err
+def test_unknown_kernels_are_refused(capsys):
+    assert main(["bench", "--preset=tiny", "--kernels=mkl"]) == 2
+    assert "unknown kernels 'mkl'" in capsys.readouterr().err
 
 
 def test_the_figures_say_who_computed_the_products(work):
-    assert sampling.description(work)["products"] == "xla"
-    asked = dataclasses.replace(work, network=work.network.clone(products="amx"))
-    assert sampling.description(asked)["products"] == pick("amx", jnp.float32)[0]
+    assert sampling.description(work)["kernels"] == "xla"
+    made = operations_for("native", "auto", "cpu")
+    asked = dataclasses.replace(work, network=work.network.clone(operations=made))
+    assert sampling.description(asked)["kernels"] == made.name

@@ -13,14 +13,15 @@ from units import normal, on_all_units
 
 from guidedflow.native import library
 from guidedflow.native.attention import self_attention
+from guidedflow.nn.operations import XLA
 from guidedflow.training.flops import counted
 
 pytestmark = on_all_units
-plain = partial(self_attention, backend="cpu")
+plain = XLA("cpu").self_attention
 
 
 def by(units):
-    return partial(self_attention, backend="cpu", products_backend=units)
+    return partial(self_attention, units=units)
 
 
 def gradient(function, packed, cotangent, heads):
@@ -203,5 +204,7 @@ def test_operations_are_counted(units):
 
 def test_features_that_do_not_divide_are_refused(units):
     fused = by(units)
-    with pytest.raises(ValueError, match=r"no 5 heads of queries, keys and values in \(2, 9, 24\)"):
+    with pytest.raises(
+        ValueError, match=r"no 5 heads of float32 queries, keys and values in float32\(2, 9, 24\)"
+    ):
         fused(jnp.ones((2, 9, 24)), 5)

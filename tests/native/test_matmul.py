@@ -17,10 +17,15 @@ from units import SHAPES, bound, exact, has_units, normal, on_all_units
 
 from guidedflow import models
 from guidedflow.benchmark.workload import random_params
-from guidedflow.native import library, products
+from guidedflow.native import library, operations
 from guidedflow.native.matmul import multiply
-from guidedflow.nn.operations import pick, product
+from guidedflow.nn.fallbacks import say_once
+from guidedflow.nn.operations import XLA
 from guidedflow.training.flops import counted
+
+
+def by(name, platform="cpu"):
+    return operations(name, XLA(platform))
 
 
 @pytest.fixture
@@ -29,7 +34,7 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     library.find_hindrance.cache_clear()
-    products.say_once.cache_clear()
+    say_once.cache_clear()
     yield tmp_path / "guidedflow" / "native"
     library.find_hindrance.cache_clear()
 
@@ -211,7 +216,7 @@ def networks():
 @on_all_units
 def test_a_network_and_its_gradient_are_the_same(units, networks):
     plain, params = networks
-    fast = plain.clone(products=units)
+    fast = plain.clone(operations=by(units))
     x, t = normal(0, 4, 32, 32, plain.channels), jnp.array([0.2, 0.7, 0.3, 0.9])
 
     def loss(params, x, network):
@@ -240,24 +245,22 @@ def test_the_program_is_compiled_once_and_kept(units, fresh, monkeypatch):
     assert library._compiled(units) == made
 
 
-def falls_back(caplog, reason, backend="amx"):
+def falls_back(caplog, reason, name="amx"):
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert pick(backend, jnp.float32)[0] == "xla"
-            x, kernel = normal(0, 512, 8), normal(1, 8, 3)
-            np.testing.assert_array_equal(product(x, kernel, backend), product(x, kernel))
+            assert by(name) == XLA("cpu")
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("products run on xla: ")
+    assert caplog.messages[0].startswith("XLA computes: ")
     assert reason in caplog.messages[0]
     assert "\n" not in caplog.messages[0]
 
 
 @pytest.mark.parametrize(
-    ("backend", "reason"), [("amx", "amx_bf16, amx_tile"), ("native", "avx2, fma")]
+    ("name", "reason"), [("amx", "amx_bf16, amx_tile"), ("native", "avx2, fma")]
 )
-def test_a_processor_without_the_units_falls_back(fresh, monkeypatch, caplog, backend, reason):
-    monkeypatch.setattr(native, "processor_units", set)
-    falls_back(caplog, f"the processor has no {reason}", backend)
+def test_a_processor_without_the_units_falls_back(fresh, monkeypatch, caplog, name, reason):
+    monkeypatch.setattr(library, "processor_units", set)
+    falls_back(caplog, f"the processor has no {reason}", name)
     assert not fresh.exists()
 
 
@@ -266,20 +269,16 @@ def test_a_processor_without_the_units_falls_back(fresh, monkeypatch, caplog, ba
     [(("amx", "avx512", "avx2"), "amx"), (("avx512", "avx2"), "avx512"), (("avx2",), "avx2")],
 )
 def test_native_is_the_fastest_units_of_the_processor(monkeypatch, has, expected):
-    def load(units):
-        if units not in has:
-            raise library.Unavailable("the processor has none")
-
-    monkeypatch.setattr(native, "load", load)
-    assert pick("native", jnp.float32)[0] == expected
-    assert pick("avx2", jnp.float32)[0] == "avx2"
+    monkeypatch.setattr(library, "find_hindrance", lambda units: "" if units in has else "none")
+    assert by("native").name == expected
+    assert by("avx2").name == "avx2"
 
 
 @pytest.mark.skipif(not has_units("avx2"), reason="the processor has no AVX2")
 def test_native_runs_where_there_is_avx2():
-    units, _ = pick("native", jnp.float32)
-    text = jax.jit(partial(product, backend="native")).lower(normal(0, 1024, 8), normal(1, 8, 3))
-    assert f"@{library.target(library.PRODUCT, units)}(" in text.as_text()
+    native = by("native")
+    text = jax.jit(native.matmul).lower(normal(0, 1024, 8), normal(1, 8, 3)).as_text()
+    assert f"@{library.target(library.PRODUCT, native.name)}(" in text
 
 
 @on_all_units
@@ -288,10 +287,7 @@ def test_few_rows_are_left_to_xla(units):
     kernel, bias = normal(1, 8, 3), normal(2, 3)
     for rows, calls in ((least - 1, 0), (least, 1)):
         x = jnp.ones((rows, 8))
-        for layer in (
-            partial(products.affine, backend=units),
-            lambda x, k, b: product(x, k, units),
-        ):
+        for layer in (by(units).linear, lambda x, k, b: by(units).matmul(x, k)):
             text = jax.jit(layer).lower(x, kernel, bias).as_text()
             assert text.count("custom_call @guidedflow") == calls
 
@@ -303,13 +299,13 @@ def targets(function, *operands):
 
 @on_all_units
 def test_of_few_rows_the_gradient_of_kernel_and_bias_alone_is_compiled(units):
-    def loss(x, kernel, bias, backend):
-        return jnp.sum(jnp.sin(products.affine(x, kernel, bias, backend, gelu=True)))
+    def loss(x, kernel, bias, made):
+        return jnp.sum(jnp.sin(made.linear(x, kernel, bias, gelu=True)))
 
     operands = normal(0, 16, 8), normal(1, 8, 3), normal(2, 3)
-    gradient = jax.grad(partial(loss, backend=units), (0, 1, 2))
+    gradient = jax.grad(partial(loss, made=by(units)), (0, 1, 2))
     assert targets(gradient, *operands) == [library.target(library.AFFINE_GRADIENT, units)]
-    expected = jax.grad(partial(loss, backend="xla"), (0, 1, 2))(*operands)
+    expected = jax.grad(partial(loss, made=XLA("cpu")), (0, 1, 2))(*operands)
     for got, right in zip(gradient(*operands), expected, strict=True):
         np.testing.assert_allclose(got, right, rtol=1e-5, atol=1e-6)
 
@@ -321,7 +317,7 @@ def test_the_rows_of_a_mapped_axis_count(units):
     x, kernel, bias = normal(0, 2, least // 2, 8), normal(1, 8, 3), normal(2, 3)
 
     def mapped(x, kernel, bias):
-        return jax.vmap(lambda x: products.affine(x, kernel, bias, units))(x)
+        return jax.vmap(lambda x: by(units).linear(x, kernel, bias))(x)
 
     assert targets(mapped, x, kernel, bias) == [library.target(library.AFFINE, units)]
     assert targets(mapped, x[:, :-1], kernel, bias) == []
@@ -335,7 +331,7 @@ def test_the_rows_of_a_mapped_axis_count(units):
     [("/no/such/compiler", "/no/such/compiler"), ("false", "false refused: no reason given")],
 )
 def test_without_a_compiler_that_works_xla_computes(fresh, monkeypatch, caplog, compiler, reason):
-    monkeypatch.setattr(native, "processor_units", lambda: set(library.UNITS["amx"].needs))
+    monkeypatch.setattr(library, "processor_units", lambda: set(library.UNITS["amx"].needs))
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setenv("CXX", compiler)
     falls_back(caplog, reason)
@@ -344,7 +340,7 @@ def test_without_a_compiler_that_works_xla_computes(fresh, monkeypatch, caplog, 
 
 def test_a_compiler_that_refuses_is_asked_once_for_each_units(fresh, monkeypatch):
     everything = {need for units in library.UNITS.values() for need in units.needs}
-    monkeypatch.setattr(native, "processor_units", lambda: everything)
+    monkeypatch.setattr(library, "processor_units", lambda: everything)
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setenv("CXX", "false")
     asked = []
@@ -355,22 +351,27 @@ def test_a_compiler_that_refuses_is_asked_once_for_each_units(fresh, monkeypatch
 
     monkeypatch.setattr(subprocess, "run", refuse)
     for _ in range(3):
-        assert pick("native", jnp.float32)[0] == "xla"
+        assert by("native") == XLA("cpu")
     assert len(asked) == len(library.UNITS)
 
 
 def test_no_compiler_at_all_is_said(fresh, monkeypatch, caplog):
-    monkeypatch.setattr(native, "processor_units", lambda: set(library.UNITS["amx"].needs))
+    monkeypatch.setattr(library, "processor_units", lambda: set(library.UNITS["amx"].needs))
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setenv("PATH", os.devnull)
     falls_back(caplog, "there is no C++ compiler")
 
 
-def test_sixteen_bits_and_unknown_names():
-    products.say_once.cache_clear()
-    assert pick("amx", jnp.bfloat16)[0] == "xla"
-    assert pick("xla", jnp.float32)[0] == "xla"
-    with pytest.raises(ValueError, match=r"unknown products 'axm' \(did you mean 'amx'"):
-        pick("axm", jnp.float32)
-    with pytest.raises(ValueError, match="unknown products"):
-        models.create("tiny", products="mkl")
+def test_other_platforms_and_unknown_names():
+    assert by("native", "tpu") == XLA("tpu")
+    with pytest.raises(ValueError, match=r"unknown kernels 'axm' \(did you mean 'amx'"):
+        by("axm")
+
+
+@on_all_units
+def test_sixteen_bits_are_left_to_xla(units):
+    least = library.UNITS[units].least_rows
+    x, kernel, bias = normal(0, least, 8), normal(1, 8, 3), normal(2, 3)
+    half = [v.astype(jnp.bfloat16) for v in (x, kernel, bias)]
+    assert targets(by(units).linear, *half) == []
+    np.testing.assert_array_equal(by(units).linear(*half), XLA("cpu").linear(*half))

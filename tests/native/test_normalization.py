@@ -12,10 +12,10 @@ from jax.sharding import PartitionSpec as P
 from units import normal, on_all_units
 
 from guidedflow.models.dit import DiT
-from guidedflow.native import library
+from guidedflow.native import library, operations
 from guidedflow.native.normalization import adaptive_normalize
-from guidedflow.nn.linear import adaptive_normalize as by_products
 from guidedflow.nn.normalization import modulate, normalize
+from guidedflow.nn.operations import XLA
 from guidedflow.training.flops import counted
 
 pytestmark = on_all_units
@@ -24,6 +24,10 @@ ROUNDING = 2**-24
 
 def plain(x, shift, scale, epsilon=1e-6):
     return modulate(normalize(x, epsilon), shift, scale)
+
+
+def through_operations(units):
+    return operations(units, XLA("cpu")).adaptive_normalize
 
 
 def by(units):
@@ -240,7 +244,7 @@ def test_the_gradient_transposes_back(units):
 
 def test_one_program_forwards_and_one_backwards(units):
     values = operands(2, 16, 24)
-    function = partial(by_products, products=units)
+    function = through_operations(units)
     value_and_grad = jax.jit(jax.value_and_grad(partial(loss, function), EVERY))
     text = value_and_grad.lower(*values).as_text()
     assert (
@@ -319,25 +323,27 @@ def test_half_precision_and_wrong_shapes(units):
         with pytest.raises(ValueError, match="no adaptive normalisation of float32"):
             by(units)(*values)
     # Where the modulation is float32, so are the statistics and the result.
-    got = by_products(half, shift, scale, products=units)
-    np.testing.assert_allclose(got, by_products(half, shift, scale), atol=1e-5)
+    ours, xla = through_operations(units), XLA("cpu").adaptive_normalize
+    got = ours(half, shift, scale)
+    np.testing.assert_allclose(got, xla(half, shift, scale), atol=1e-5)
     assert got.dtype == jnp.float32
     wholly = [v.astype(jnp.bfloat16) for v in (x, shift, scale)]
-    np.testing.assert_array_equal(by_products(*wholly, products=units), by_products(*wholly))
+    np.testing.assert_array_equal(ours(*wholly), xla(*wholly))
 
 
 def test_a_network_is_the_same_function(units):
-    def make(products):
-        return DiT(8, 3, 2, 16, 2, 2, num_classes=4, products=products)
+    def make(name):
+        made = XLA("cpu") if name == "xla" else operations(name, XLA("cpu"))
+        return DiT(8, 3, 2, 16, 2, 2, num_classes=4, operations=made)
 
     x, t, label = normal(0, 3, 8, 8, 3), jnp.linspace(0.1, 0.9, 3), jnp.arange(3)
     params = make("xla").init(jax.random.key(0), x, t, label)
     # A new network's modulations are zero.
     params = jax.tree.map(lambda p: p + 0.1 * normal(p.size, *p.shape), params)
 
-    def value_and_grad(products):
+    def value_and_grad(name):
         def energy(params):
-            return jnp.sum(jnp.sin(make(products).apply(params, x, t, label)))
+            return jnp.sum(jnp.sin(make(name).apply(params, x, t, label)))
 
         return jax.jit(jax.value_and_grad(energy))
 

@@ -7,8 +7,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from guidedflow.nn.linear import Dense, patchify, unpatchify
+from guidedflow.nn.linear import Dense
 from guidedflow.nn.normalization import modulate, normalize
+from guidedflow.nn.patches import patchify, unpatchify
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from guidedflow import guidance, models
-from guidedflow.nn.microbatching import CPU_ROWS, for_device, group_of, micro_batches_for_device
+from guidedflow.nn.microbatching import for_device, group_of, micro_batches_for_device
+from guidedflow.nn.operations import CPU_ROWS, XLA
 
 
 def elementwise(x, t, cond):
@@ -58,6 +59,8 @@ def test_a_network_on_a_cpu_is_grouped_by_its_tokens():
     network = models.create("tiny", patch=1)
     assert for_device(elementwise, network).size == CPU_ROWS // 64
     assert for_device(elementwise, models.create("tiny-unet")) is elementwise
+    on_tpu = models.create("tiny", patch=1, operations=XLA("tpu"))
+    assert for_device(elementwise, on_tpu) is elementwise
 
 
 @pytest.mark.parametrize("size", [0, 2.0, True])

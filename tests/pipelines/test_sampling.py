@@ -2,19 +2,20 @@
 
 import errno
 import json
-from types import SimpleNamespace
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from known import bundle_of
 from PIL import Image
 
-from guidedflow import cli, methods, paths, sampling
-from guidedflow.pipelines.methods import Method
+from guidedflow import cli, paths, pipelines
+from guidedflow.pipelines import Method, methods
 from guidedflow.samplers import scan
 from guidedflow.training import config as configs
-from guidedflow.training import workdir
+from guidedflow.training import load, workdir
 from guidedflow.training.build import build
 from guidedflow.training.checkpoint import Checkpointer, Keep
 
@@ -32,8 +33,7 @@ def _field(x, t, cond):
 @pytest.fixture(scope="module")
 def exact():
     """A run whose network is known: at w = 1 the sample of class c is the constant c / 10."""
-    dataset = SimpleNamespace(num_classes=10, image_shape=(4, 4, 1))
-    return sampling.Trained(SimpleNamespace(dataset=dataset, path=paths.Linear()), _field, 0)
+    return bundle_of(_field)
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +42,16 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = configs.defaults()
     config.network.preset, config.network.depth, config.batch = "tiny", 1, 16
-    task = build(config)
-    state = jax.jit(task.init)(jax.random.key(0))
+    setup = build(config)
+    state = jax.jit(setup.init)(jax.random.key(0))
     moved = jax.tree.map(lambda leaf: leaf + 0.05, state.ema)
     saver = Checkpointer(
-        workdir.checkpoints(folder), task.identity, configs.resolved(config), Keep()
+        workdir.checkpoints(folder), setup.identity, configs.resolved(config), Keep()
     )
     saver.save(state._replace(ema=moved))
     saver.wait()
     workdir.write_config(folder, configs.resolved(config))
+    workdir.write_examples(folder, setup.dataset)
     return folder
 
 
@@ -70,7 +71,7 @@ def no_cache(monkeypatch):
 @pytest.mark.parametrize("solver", sorted(set(methods.SOLVERS) - {"ddpm-learned"}))
 def test_every_named_solver_reaches_the_class_asked_for(exact, solver):
     labels = [0, 5, 9]
-    images = sampling.sample(exact, labels, Method(solver=solver, steps=64))
+    images = pipelines.sample(exact, labels, Method(solver=solver, steps=64))
     # The slowest is Euler's order one with fresh noise in every step: 1 / 64 and some.
     means = images.mean(axis=(1, 2, 3))
     np.testing.assert_allclose(means, np.asarray(labels) / 10, atol=0.1, err_msg=solver)
@@ -78,8 +79,8 @@ def test_every_named_solver_reaches_the_class_asked_for(exact, solver):
 
 @pytest.mark.parametrize("name", sorted(set(methods.GUIDANCE) - {"none", "plus-plus"}))
 def test_every_named_guidance_at_one_is_the_conditional_model(exact, name):
-    plain = sampling.sample(exact, [3, 7], Method(guidance="none", steps=8))
-    guided = sampling.sample(exact, [3, 7], Method(guidance=name, steps=8))
+    plain = pipelines.sample(exact, [3, 7], Method(guidance="none", steps=8))
+    guided = pipelines.sample(exact, [3, 7], Method(guidance=name, steps=8))
     if name in ("zero-star", "dynamic-threshold"):  # these change more than the scale
         assert guided.shape == plain.shape
         assert np.all(np.isfinite(guided))
@@ -90,13 +91,13 @@ def test_every_named_guidance_at_one_is_the_conditional_model(exact, name):
 def test_guidance_extrapolates_from_the_null_class(exact):
     # Both fields pull straight to their constant, so the guided one pulls to null + w (cond - null).
     for w in (0.0, 1.0, 2.0, 3.5):
-        image = sampling.sample(exact, [4], Method(scale=w, steps=16, solver="euler"))
+        image = pipelines.sample(exact, [4], Method(scale=w, steps=16, solver="euler"))
         np.testing.assert_allclose(image, w * 0.4, atol=1e-4)
 
 
 def test_an_empty_interval_of_guidance_is_none(exact):
-    inside = sampling.sample(exact, [4], Method(scale=3.0, interval=(0.01, 0.02), steps=16))
-    np.testing.assert_allclose(inside, sampling.sample(exact, [4], Method(steps=16)), atol=1e-6)
+    inside = pipelines.sample(exact, [4], Method(scale=3.0, interval=(0.01, 0.02), steps=16))
+    np.testing.assert_allclose(inside, pipelines.sample(exact, [4], Method(steps=16)), atol=1e-6)
 
 
 @pytest.mark.parametrize("grid", sorted(methods.GRIDS))
@@ -110,33 +111,32 @@ def test_every_named_grid_runs_to_the_data(grid):
 @pytest.mark.parametrize("solver", ["heun", "ddpm"])
 def test_an_image_depends_on_seed_and_index_alone(exact, solver):
     labels, method = np.arange(10), Method(solver=solver, steps=4, scale=1.5)
-    whole = sampling.sample(exact, labels, method, seed=3, batch=16)
-    pieces = sampling.sample(exact, labels, method, seed=3, batch=4)
+    whole = pipelines.sample(exact, labels, method, seed=3, batch=16)
+    pieces = pipelines.sample(exact, labels, method, seed=3, batch=4)
     np.testing.assert_allclose(whole, pieces, atol=1e-5)
-    prefix = sampling.sample(exact, labels[:3], method, seed=3, batch=4)
+    prefix = pipelines.sample(exact, labels[:3], method, seed=3, batch=4)
     np.testing.assert_allclose(whole[:3], prefix, atol=1e-5)
 
 
 def test_the_seed_chooses_the_noise(exact):
-    model = jax.tree_util.Partial(lambda x, t, cond: jnp.zeros_like(x))
-    still = sampling.Trained(exact.task, model, 0)
-    a, b, c = (sampling.sample(still, [1, 1], Method(steps=1), seed=s) for s in (0, 0, 1))
+    still = bundle_of(lambda x, t, cond: jnp.zeros_like(x))
+    a, b, c = (pipelines.sample(still, [1, 1], Method(steps=1), seed=s) for s in (0, 0, 1))
     np.testing.assert_array_equal(a, b)
     assert np.abs(a - c).max() > 0.1
     assert np.abs(a[0] - a[1]).max() > 0.1
 
 
 def test_a_sweep_over_scales_and_chunks_compiles_once(exact):
-    sampling.sample(exact, [1] * 8, Method(scale=2.0, steps=3), batch=4)
+    pipelines.sample(exact, [1] * 8, Method(scale=2.0, steps=3), batch=4)
     before = scan._run._cache_size()
     for scale in (1.5, 3.0, 4.0):
-        sampling.sample(exact, [2] * 10, Method(scale=scale, steps=3), batch=4)
+        pipelines.sample(exact, [2] * 10, Method(scale=scale, steps=3), batch=4)
     assert scan._run._cache_size() == before
 
 
 def test_progress_counts_every_image_once(exact):
     counts = []
-    sampling.sample(exact, [0] * 10, Method(steps=1), batch=4, progress=counts.append)
+    pipelines.sample(exact, [0] * 10, Method(steps=1), batch=4, progress=counts.append)
     assert counts == [4, 4, 2]
 
 
@@ -149,9 +149,9 @@ def test_progress_counts_every_image_once(exact):
         (lambda run: Method(scale=float("nan")), "scale must be a finite number"),
         (lambda run: Method(steps=0), "steps must be a whole number of at least 1"),
         (lambda run: Method(scale=2, interval=(0.9, 0.1)), "interval is empty"),
-        (lambda run: sampling.sample(run, [10], Method()), "label 10 is out of range: .* 0 to 9"),
-        (lambda run: sampling.sample(run, [], Method()), "at least one class"),
-        (lambda run: sampling.sample(run, [1], Method(), batch=0), "batch must be at least 1"),
+        (lambda run: pipelines.sample(run, [10], Method()), "label 10 is out of range: .* 0 to 9"),
+        (lambda run: pipelines.sample(run, [], Method()), "at least one"),
+        (lambda run: pipelines.sample(run, [1], Method(), batch=0), "batch must be at least 1"),
     ],
 )
 def test_bad_input_is_named(exact, call, message):
@@ -176,7 +176,7 @@ def test_the_program_writes_a_grid_and_an_archive(run, tmp_path, capsys):
 
 
 def test_averaged_and_newest_parameters_differ(run):
-    averaged, newest = (sampling.load(run, ema=ema) for ema in (True, False))
+    averaged, newest = (load.load(run, ema=ema) for ema in (True, False))
     for a, b in zip(jax.tree.leaves(averaged.model), jax.tree.leaves(newest.model), strict=True):
         if isinstance(a, jax.Array):
             np.testing.assert_allclose(a, b + 0.05, atol=1e-6)
@@ -212,7 +212,8 @@ def test_the_program_judges_a_run(run, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--labels=3,12"], "label 12 is out of range"),
-        (["--labels=a"], "expected labels as 0,1,2, got 'a'"),
+        (["--labels=a"], "unknown class 'a'"),
+        (["--labels=1,,2"], "expected labels as 0,1,2 or cat,dog, got '1,,2'"),
         (["--scale=big"], "expected a finite number, got 'big'"),
         (["--scale=inf"], "expected a finite number"),
         (["--solver=huen"], "did you mean 'heun'"),
@@ -258,3 +259,21 @@ def test_a_full_disk_leaves_no_file(run, tmp_path, capsys, monkeypatch, name):
     assert code == 2
     assert err == f"guidedflow: cannot write {tmp_path / name}: No space left on device\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_bundle_needs_no_data_and_a_run_of_before_finds_them(run, tmp_path, monkeypatch):
+    """Without the file that says what the examples were, the run's data set says it."""
+    from guidedflow import data
+
+    older = tmp_path / "older"
+    shutil.copytree(run, older)
+    (older / workdir.EXAMPLES).unlink()
+    raw = workdir.read_config(older)
+    raw["network"]["products"] = raw["network"].pop("kernels")
+    workdir.write_config(older, raw)
+    found = load.load(older)
+    monkeypatch.setattr(data, "load", None)
+    bundle = load.load(run)
+    assert bundle.condition == found.condition
+    assert bundle.image_shape == found.image_shape == (8, 8, 1)
+    assert bundle.network == found.network

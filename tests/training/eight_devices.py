@@ -18,10 +18,10 @@ def main():
     alone, losses = test_parallel.train(None)
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(alone))
     strategies = {
-        "pmap": parallel.Pmap(),
-        "data": parallel.data(),
-        "fsdp": parallel.fsdp(),
-        "data x fsdp": parallel.Sharded(parallel.make_mesh(2, 4)),
+        "pmap": parallel.pmap(attached()),
+        "data": parallel.data(attached()),
+        "fsdp": parallel.fsdp(attached()),
+        "data x fsdp": parallel.Sharded(parallel.make_mesh(attached(), 2, 4)),
     }
     for name, strategy in strategies.items():
         state, its_losses = test_parallel.train(strategy)

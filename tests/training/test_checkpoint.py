@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from guidedflow.target import attached
 from guidedflow.training import checkpoint, integrity, parallel
 from guidedflow.training.checkpoint import Checkpointer, Keep, SaveError, restore, steps_in
 from guidedflow.training.state import TrainState, fingerprint
@@ -24,7 +25,7 @@ def state_at(step):
 
 
 def abstract(strategy=None):
-    return parallel.abstract_state(lambda key: state_at(0), strategy or parallel.data())
+    return parallel.abstract_state(lambda key: state_at(0), strategy or parallel.data(attached()))
 
 
 def save(folder, *steps, **keep):
@@ -53,8 +54,13 @@ def test_what_is_saved_comes_back_on_any_number_of_devices(two_checkpoints):
     alone = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), abstract()
     )
-    two_by_two = abstract(parallel.Sharded(parallel.make_mesh(2, 2)))
-    for wanted in (alone, abstract(parallel.fsdp()), two_by_two, abstract(parallel.Pmap())):
+    two_by_two = abstract(parallel.Sharded(parallel.make_mesh(attached(), 2, 2)))
+    for wanted in (
+        alone,
+        abstract(parallel.fsdp(attached())),
+        two_by_two,
+        abstract(parallel.pmap(attached())),
+    ):
         state, record = restore(two_checkpoints, wanted, IDENTITY)
         assert fingerprint(state) == fingerprint(state_at(2))
         assert record.step == 2

@@ -1,7 +1,9 @@
 """Classifiers, distilled students, guidance-free networks: trained, used, refused, by the program."""
 
+import dataclasses
 import functools
 import importlib.util
+import shutil
 from pathlib import Path
 
 import jax
@@ -9,14 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from guidedflow.training.tasks.table import KINDS
+from known import Known
 
-from guidedflow import cli, guidance, paths, sampling
+from guidedflow import cli, guidance, paths, pipelines, predictions
+from guidedflow.bundle import Bundle
+from guidedflow.conditions import Labels
 from guidedflow.models import PRESETS, Classifier
+from guidedflow.nn.capabilities import Capabilities
 from guidedflow.pipelines.methods import WEAKER, Method
-from guidedflow.training import classifying, metrics, taught
+from guidedflow.training import config as configs
+from guidedflow.training import load, metrics, workdir
 from guidedflow.training.build import build
 from guidedflow.training.config import defaults
+from guidedflow.training.registries import network_for
+from guidedflow.training.tasks import TASKS, Parts, classifier
+from guidedflow.training.tasks.task import network_inputs
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -52,6 +61,11 @@ class Affine(nn.Module):
     width: int = 8
     patch: int = 8
     scalars: tuple[str, ...] = ()
+    operations: object = None
+
+    @property
+    def capabilities(self):
+        return Capabilities(takes_scalars=True)
 
     @nn.compact
     def __call__(self, x, t, cond):
@@ -126,7 +140,7 @@ def test_a_student_is_watched_by_its_own_images(runs):
 
 def test_a_classifier_reports_its_accuracy_over_the_times_and_draws_it(runs):
     record = metrics.read(runs / "classifier" / "metrics.jsonl")[-1]
-    told = [record[f"accuracy_at_{time:g}"] for time in classifying.TIMES]
+    told = [record[f"accuracy_at_{time:g}"] for time in classifier.TIMES]
     assert all(0 <= share <= 1 for share in told)
     assert (runs / "classifier" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert not (runs / "classifier" / "samples").exists()
@@ -144,8 +158,10 @@ def test_accuracy_is_chance_in_noise_and_whole_for_a_classifier_that_is_right():
     label = jnp.arange(64, dtype=jnp.int32) % 4
     image = jnp.broadcast_to(label[:, None, None, None].astype(jnp.float32), (64, 8, 8, 1))
     batch = {"image": image, "label": label, "index": jnp.arange(64)}
+    path, shape = paths.Linear(), (8, 8, 1)
     network = Nearest((8, 8), 1, 4, 8)
-    measure = jax.jit(functools.partial(classifying.accuracies, network, paths.Linear(), {}))
+    parts = Parts(defaults(), network, path, predictions.velocity, Labels(4), shape)
+    measure = jax.jit(functools.partial(classifier.accuracies, parts, {}))
     told = measure(batch, jax.random.key(0))
     assert float(jnp.mean(told["accuracy_at_1"])) == 1
     assert float(jnp.mean(told["accuracy_at_0.1"])) < 0.6
@@ -196,14 +212,16 @@ def test_plus_plus_at_zero_is_the_null_branch_and_wants_a_sampler_that_renoises(
 def test_a_perturbed_transformer_is_the_same_but_for_its_middle_block():
     config = defaults()
     config.network.preset, config.batch = "tiny", 16
-    task = build(config, trains=False)
+    setup = build(config)
     params = {"any": jnp.zeros(1)}
-    trained = sampling.Trained(task, task.model(params), 0, params=params)
+    bundle = Bundle(
+        setup.network, params, setup.path, setup.predicts, setup.parts.condition, (8, 8, 1)
+    )
     for how in set(WEAKER.values()) - {"another run"}:
-        grouped = trained.weakened(how, None).network
+        grouped = bundle.perturbed(how).network
         bound = getattr(grouped, "model", grouped)
         assert bound.args[0] is params
-        assert bound.func.network == task.network.clone(perturbation=how, perturb_blocks=(1,))
+        assert bound.func.network == setup.network.clone(perturbation=how, perturb_blocks=(1,))
 
 
 def test_autoguidance_away_from_the_model_itself_is_the_model(runs, tmp_path):
@@ -221,9 +239,8 @@ def test_a_model_that_guides_itself_evaluates_one_branch(runs):
 
     for kind in ("distilled", "guidance_free"):
         calls.clear()
-        run = sampling.load(runs / kind)
-        run = sampling.Trained(run.task, counted, 0, run.kind)
-        sampling.sample(run, [1, 2, 3, 4], Method(scale=2.5, steps=2, solver="euler"))
+        run = dataclasses.replace(load.load(runs / kind), network=Known(counted))
+        pipelines.sample(run, [1, 2, 3, 4], Method(scale=2.5, steps=2, solver="euler"))
         assert calls == [(4,)]
 
 
@@ -251,39 +268,51 @@ def test_a_student_without_error_samples_as_its_guided_teacher(runs):
     def free(x, t, cond):
         return student(x, t, {"label": cond["label"], "scale": 1 / cond["beta"]})
 
-    flow = sampling.load(runs / "flow")
-    teacher = sampling.Trained(flow.task, guided_exactly, 0)
+    teacher = dataclasses.replace(load.load(runs / "flow"), network=Known(guided_exactly))
     for kind, model in (("distilled", student), ("guidance_free", free)):
-        run = sampling.load(runs / kind)
-        run = sampling.Trained(run.task, model, 0, run.kind)
+        run = dataclasses.replace(load.load(runs / kind), network=Known(model))
         for method in (
             Method(scale=3.0, steps=4),
             Method(scale=3.0, steps=4, interval=(0.3, 0.8)),
             Method(steps=4, unconditional=True),
         ):
-            learnt = sampling.sample(run, [3, 5], method)
+            learnt = pipelines.sample(run, [3, 5], method)
             np.testing.assert_allclose(
-                learnt, sampling.sample(teacher, [3, 5], method), rtol=1e-5, atol=1e-5
+                learnt, pipelines.sample(teacher, [3, 5], method), rtol=1e-5, atol=1e-5
             )
 
 
-def test_the_teacher_of_a_distillation_is_the_run_guided(runs):
+def test_the_loss_of_a_distillation_is_the_distance_to_the_guided_teacher(runs):
+    """A student that says nothing is as far from the teacher as the guided teacher is from zero."""
     config = defaults()
+    config.task, config.batch, config.network.preset = "distillation", 16, "affine"
     config.distillation.teacher = str(runs / "flow")
-    flow = sampling.load(runs / "flow")
-    guided = taught.load_teacher(config, flow.task.dataset, flow.task.path)
-    x, t = jnp.ones((2, 8, 8, 1)), jnp.full(2, 0.5)
-    label, scale = jnp.array([1, 2]), jnp.array([1.5, 4.0])
-    expected = guidance.classifier_free(flow.model, jnp.int32(10), scale)(x, t, label)
-    np.testing.assert_allclose(guided(scale)(x, t, label), expected, rtol=1e-4, atol=1e-6)
+    config.distillation.low = config.distillation.high = 2.5
+    setup, flow = build(config), load.load(runs / "flow")
+    shapes = jax.eval_shape(setup.init, jax.random.key(0)).params
+    silent = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    batch, key = {**setup.batches()[0], "index": np.arange(16)}, jax.random.key(1)
+    loss = jax.jit(setup.loss_fn)(silent, batch, key)
+    key_t, key_noise, _ = jax.random.split(key, 3)
+    t = jax.random.uniform(key_t, (16,))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, jnp.arange(16))
+    noise = jax.vmap(lambda k: jax.random.normal(k, (8, 8, 1)))(keys)
+    x_t = jax.vmap(lambda d, n, s: paths.interpolate(flow.path, d, n, s)[0])(
+        batch["image"], noise, t
+    )
+    guided = guidance.classifier_free(flow.model, jnp.int32(10), 2.5)(x_t, t, batch["label"])
+    np.testing.assert_allclose(loss, jnp.mean(guided**2, axis=(1, 2, 3)), rtol=1e-3, atol=1e-6)
 
 
 def test_a_student_draws_images_where_its_teacher_is_gone(runs, tmp_path):
-    config = build(sampling.load(runs / "distilled").task.config, trains=False).config
-    config.distillation.teacher = str(tmp_path / "gone")
-    assert build(config, trains=False).kind is KINDS["distillation"]
+    alone = tmp_path / "alone"
+    shutil.copytree(runs / "distilled", alone)
+    raw = workdir.read_config(alone)
+    raw["distillation"]["teacher"] = str(tmp_path / "gone")
+    workdir.write_config(alone, raw)
+    assert load.load(alone).takes_scale.in_one_branch
     with pytest.raises(ValueError, match="gone holds no run"):
-        build(config)
+        build(configs.from_resolved(raw))
 
 
 def test_what_does_not_fit_together_is_one_line(runs, fails, tmp_path):
@@ -310,16 +339,14 @@ def test_what_does_not_fit_together_is_one_line(runs, fails, tmp_path):
 
 
 def test_a_classifier_of_other_classes_or_another_path_is_refused(runs):
-    flow = sampling.load(runs / "flow")
-    shape, path = flow.task.dataset.image_shape, flow.task.path
-    with pytest.raises(
-        ValueError, match=r"the classifier was trained for classes, in all 10, .* 7"
-    ):
-        flow.check_fits("the classifier", shape, 7, path)
+    flow = load.load(runs / "flow")
+    shape, path, ten = flow.image_shape, flow.path, Labels(10)
+    with pytest.raises(ValueError, match="the classifier was trained for the condition .*10.* 7"):
+        flow.check_fits("the classifier", shape, Labels(7), path)
     with pytest.raises(ValueError, match=r"for images of \(8, 8, 1\), this run has \(4, 4, 1\)"):
-        flow.check_fits("the classifier", (4, 4, 1), 10, path)
+        flow.check_fits("the classifier", (4, 4, 1), ten, path)
     with pytest.raises(ValueError, match=r"for the path Linear.*Trigonometric"):
-        flow.check_fits("the classifier", shape, 10, paths.Trigonometric())
+        flow.check_fits("the classifier", shape, ten, paths.Trigonometric())
 
 
 @pytest.mark.parametrize(
@@ -355,11 +382,13 @@ def test_every_config_has_a_network_that_fits_its_task(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    task = build(module.get_config(), trains=False)
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    config = module.get_config()
+    task, condition = TASKS[config.task], Labels(10)
+    takes_scale = task.takes_scale(config)
+    network = network_for(config, (8, 8, 1), condition, takes_scale.scalars, "cpu")
     x, t = jnp.zeros((2, 8, 8, 1)), jnp.zeros(2)
-    inputs = task.kind.inputs(jnp.zeros(2, jnp.int32))
-    output = jax.eval_shape(
-        lambda p: task.network.apply({"params": p}, x, t, *inputs), shapes.params
+    inputs = network_inputs(task, takes_scale, condition.example(2))
+    output, _ = jax.eval_shape(
+        lambda key: network.init_with_output(key, x, t, *inputs), jax.random.key(0)
     )
     assert output.shape == ((2, 10) if name == "digits_classifier" else (2, 8, 8, 1))
