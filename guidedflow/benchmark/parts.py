@@ -188,10 +188,8 @@ def bench_parts(
     runs = {name: partial(run, times) for name, run in compiled.items()}
     dtype = getattr(work.network, "dtype", jnp.float32)
     products = matmuls(work.network, work.batch, dtype)
-    timings: dict[str, Callable[[], None]] = {
-        **runs,
-        **{name: product.run for name, product in products.items()},
-    }
+    timings: dict[str, Callable[[], None]] = dict(runs)
+    timings |= {name: product.run for name, product in products.items()}
     seconds = timed(timings, repeats, report)
     peak, _ = matmul_peak(products, seconds)
     each = {name: spread(1e3 * np.asarray(taken) / times) for name, taken in seconds.items()}

@@ -30,8 +30,9 @@ def teacher_workdir(config: ConfigDict) -> str:
     """Return where the teacher is.
 
     Raises:
-      ValueError: the config names none.
+      ValueError: the config names none, or a weighting is set.
     """
+    check_unweighted(config)
     if not config.distillation.teacher:
         raise ValueError("config.distillation.teacher is missing: the workdir of a trained run")
     return config.distillation.teacher
@@ -61,9 +62,8 @@ def distillation_loss(parts: Parts) -> LossFn:
     teacher's parameters are constants of the compiled step.
 
     Raises:
-      ValueError: the teacher does not fit, or a weighting is set.
+      ValueError: the teacher does not fit.
     """
-    check_unweighted(parts.config)
     section = parts.config.distillation
     guide = choose("guidance", section.guidance, GUIDANCE)
     teacher, null = check_teacher(parts), parts.condition.null()
