@@ -204,7 +204,5 @@ def test_operations_are_counted(units):
 
 def test_features_that_do_not_divide_are_refused(units):
     fused = by(units)
-    with pytest.raises(
-        ValueError, match=r"no 5 heads of float32 queries, keys and values in float32\(2, 9, 24\)"
-    ):
+    with pytest.raises(ValueError, match=r"no 5 heads of .* in float32\(2, 9, 24\)"):
         fused(jnp.ones((2, 9, 24)), 5)

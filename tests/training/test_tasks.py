@@ -341,7 +341,7 @@ def test_what_does_not_fit_together_is_one_line(runs, fails, tmp_path):
 def test_a_classifier_of_other_classes_or_another_path_is_refused(runs):
     flow = load.load(runs / "flow")
     shape, path, ten = flow.image_shape, flow.path, Labels(10)
-    with pytest.raises(ValueError, match="the classifier was trained for the condition .*10.* 7"):
+    with pytest.raises(ValueError, match=r"the classifier was trained for the condition .*10.* 7"):
         flow.check_fits("the classifier", shape, Labels(7), path)
     with pytest.raises(ValueError, match=r"for images of \(8, 8, 1\), this run has \(4, 4, 1\)"):
         flow.check_fits("the classifier", (4, 4, 1), ten, path)
