@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guidedflow.nn.convolutions import Convolution, group_norm
+from guidedflow.nn.convolutions import Convolution
+from guidedflow.nn.normalization import group_norm
 
 
 @pytest.mark.parametrize("stride", [1, 2])
