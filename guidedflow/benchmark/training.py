@@ -63,7 +63,7 @@ def _one_device(target: Target) -> Any:
         def place_batch(self, batch: PyTree) -> PyTree:
             return jax.device_put(batch, NamedSharding(self.mesh, P()))
 
-    return OneDevice(Mesh(np.asarray(target.devices[:1]).reshape(1, 1), ("data", "fsdp")))
+    return OneDevice(Mesh(np.asarray(target.devices[:1]).reshape(1), ("data",)))
 
 
 def loss_of(work: Workload) -> Callable[[PyTree, Any, Array], Array]:

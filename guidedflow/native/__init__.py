@@ -35,8 +35,11 @@ def operations(name: str, xla: XLA) -> Operations:
       ValueError: an unknown name.
     """
     choose("kernels", name, dict.fromkeys(NAMES))
-    if xla.platform != "cpu":
-        say_once(f"{name} kernels are for CPUs and the platform is {xla.platform}: XLA computes")
+    if xla.platform != "cpu" or xla.mesh is not None:
+        where = "a mesh" if xla.mesh is not None else xla.platform
+        say_once(
+            f"{name} kernels are for one CPU device and the program is for {where}: XLA computes"
+        )
         return xla
     reasons = []
     for units in library.UNITS if name == "native" else (name,):
@@ -69,6 +72,15 @@ class Native:
         """Return which attention runs for this dtype."""
         name = self.xla.attention_name(dtype)
         return self.units if name == "cpu" and dtype == jnp.float32 else name
+
+    @property
+    def devices(self) -> int:
+        """One: a mesh would compute a kernel whole on each of its devices."""
+        return 1
+
+    def over(self, devices: int) -> Operations:
+        """Return XLA's operations where a batch is spread over several devices."""
+        return self if devices == 1 else self.xla.over(devices)
 
     @property
     def platform(self) -> str:
@@ -117,6 +129,10 @@ class Native:
             return self.xla.adaptive_normalize(x, shift, scale)
         x, shift, scale = (v.astype(dtype) for v in (x, shift, scale))
         return native_normalization.adaptive_normalize(x, shift, scale, self.units)
+
+    def whole(self, parameter: Array) -> Array:
+        """Return the parameter: there are no shards."""
+        return parameter
 
     def convolve(self, x: Array, kernel: Array, stride: int) -> Array:
         """Convolve as XLA does."""

@@ -80,7 +80,7 @@ def embed_condition(
             raise ValueError(f"labels: expected an array of integers, got {kind}")
         if label.shape != (size,):
             raise ValueError(f"labels: expected shape ({size},) as t has, got {label.shape}")
-        result += LabelEmbedding(num_classes, width, dtype=dtype, name="y_embedder")(label)
+        result += LabelEmbedding(num_classes, width, dtype, operations, name="y_embedder")(label)
     zeros = nn.initializers.zeros_init()
     for name, number in numbers.items():
         _check_numbers(name, number, size)

@@ -67,11 +67,13 @@ class LabelEmbedding(nn.Module):
       num_classes: classes; the null class is the row of this index.
       width: of a row.
       dtype: of the result.
+      operations: what gathers the table.
     """
 
     num_classes: int
     width: int
     dtype: Any = jnp.float32
+    operations: Operations = dataclasses.field(default_factory=XLA)
 
     @nn.compact
     def __call__(self, label: Int[Array, " b"]) -> Float[Array, "b width"]:
@@ -79,7 +81,7 @@ class LabelEmbedding(nn.Module):
         table = self.param("embedding_table", _SMALL_NORMAL, shape, jnp.float32)
         # A negative index would count from the end, which is the null class.
         row = jnp.where(label < 0, self.num_classes + 1, label)
-        return jnp.take(table, row, axis=0, mode="fill").astype(self.dtype)
+        return jnp.take(self.operations.whole(table), row, axis=0, mode="fill").astype(self.dtype)
 
 
 def grid_positions(grid: tuple[int, int], width: int) -> Float[np.ndarray, "n width"]:

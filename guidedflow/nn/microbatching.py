@@ -24,12 +24,15 @@ class InGroups:
             return self.model(x, t, cond)
         check_batch("cond", cond, batch)
 
+        # A group takes every n-th example, so that it is spread over devices as the batch is.
         def split(leaf: Array) -> Array:
-            return jnp.reshape(leaf, (batch // size, size, *jnp.shape(leaf)[1:]))
+            return jnp.swapaxes(
+                jnp.reshape(leaf, (size, batch // size, *jnp.shape(leaf)[1:])), 0, 1
+            )
 
         groups = jax.tree.map(split, (x, t, cond))
         values = jax.lax.map(lambda group: self.model(*group), groups)
-        return values.reshape(batch, *values.shape[2:])
+        return jnp.swapaxes(values, 0, 1).reshape(batch, *values.shape[2:])
 
 
 def in_groups(model: ModelFn, size: int) -> ModelFn:

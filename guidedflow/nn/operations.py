@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from guidedflow.nn.attention import attention, pick
@@ -29,6 +31,7 @@ class Operations(Protocol):
     Attributes:
       name: "xla", or of kernels.
       platform: "cpu", "gpu" or "tpu".
+      devices: how many devices a batch is spread over.
       rows_per_turn: token rows that are best evaluated together, or None for the whole batch.
     """
 
@@ -40,6 +43,12 @@ class Operations(Protocol):
 
     @property
     def rows_per_turn(self) -> int | None: ...
+
+    @property
+    def devices(self) -> int: ...
+
+    def over(self, devices: int) -> "Operations":
+        """Return the operations for a batch that is spread over so many devices, to draw with."""
 
     def linear(
         self,
@@ -68,6 +77,9 @@ class Operations(Protocol):
     def convolve(self, x: Array, kernel: Array, stride: int) -> Array:
         """Convolve b h w c with an odd square kernel, zeros around the image."""
 
+    def whole(self, parameter: Array) -> Array:
+        """Return a parameter as a computation needs it, gathered where a mesh has it in shards."""
+
 
 @dataclasses.dataclass(frozen=True)
 class XLA:
@@ -76,12 +88,19 @@ class XLA:
     Attributes:
       platform: "cpu", "gpu" (or "cuda") or "tpu"; by default what is attached when it is made.
       attention_backend: see `nn.attention.pick`.
+      devices: how many devices a batch is spread over; an axis that `vmap` adds is then not folded
+        into the rows, which would tear them from their devices.
+      mesh: in training, the mesh that the batch is spread over, on all its axes. Rows then stay where
+        they are, and parameters are gathered where they are used: what moves between devices is
+        parameters and their gradients, never activations.
     Raises:
       ValueError: an unknown platform or backend.
     """
 
     platform: str = ""
     attention_backend: str = "auto"
+    devices: int = 1
+    mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
         platform = check_platform(self.platform) if self.platform else attached().platform
@@ -93,20 +112,43 @@ class XLA:
         """XLA."""
         return "xla"
 
+    def over(self, devices: int) -> "XLA":
+        """Return the operations for a batch that is spread over so many devices, to draw with."""
+        return dataclasses.replace(self, devices=devices, mesh=None)
+
     def attention_name(self, dtype: Any) -> str:
         """Return which attention runs for this dtype."""
-        return pick(self.attention_backend, self.platform, dtype)[0]
+        name, _ = pick(self.attention_backend, self.platform, dtype)
+        return name if self._folds or name != "cpu" else "xla"
 
     @property
     def rows_per_turn(self) -> int | None:
         """About 1024 rows on a CPU, whose caches then hold what lies between two products."""
-        return CPU_ROWS if self.platform == "cpu" else None
+        return CPU_ROWS * self.devices if self.platform == "cpu" else None
+
+    @property
+    def _folds(self) -> bool:
+        # Accelerators' compilers fold a mapped axis themselves.
+        return self.platform == "cpu" and self.devices == 1 and self.mesh is None
+
+    def whole(self, parameter: Array) -> Array:
+        """Return a parameter as a computation needs it, gathered where the mesh has it in shards."""
+        if self.mesh is None:
+            return parameter
+        return jax.lax.with_sharding_constraint(parameter, NamedSharding(self.mesh, P()))
+
+    def _in_place(self, x: Float[Array, "rows *d"]) -> Array:
+        """Keep rows on their devices, where they divide over them."""
+        if self.mesh is None or x.shape[0] % self.mesh.size:
+            return x
+        rows = P(self.mesh.axis_names, *(None for _ in x.shape[1:]))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, rows))
 
     def matmul(self, x: Float[Array, "rows d"], kernel: Float[Array, "d k"]) -> Array:
         """Return x·kernel in their dtype, accumulated in float32 or wider on a CPU."""
-        # Accelerators' compilers fold a mapped axis themselves, and a reshape would tear a batch
-        # that is sharded over devices.
-        return folded_matmul(x, kernel) if self.platform == "cpu" else x @ kernel
+        if self._folds:
+            return folded_matmul(x, kernel)
+        return self._in_place(self._in_place(x) @ self.whole(kernel))
 
     def linear(
         self,
@@ -116,7 +158,7 @@ class XLA:
         gelu: bool = False,
     ) -> Float[Array, "rows k"]:
         """Return x·kernel + bias, or with GELU of x for x."""
-        return self.matmul(recomputed_gelu(x) if gelu else x, kernel) + bias[None]
+        return self.matmul(recomputed_gelu(x) if gelu else x, kernel) + self.whole(bias)[None]
 
     def attention(self, q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
         """Attend from `q` to `k` and `v`, see `nn.attention.attention`."""
@@ -141,17 +183,14 @@ class XLA:
         gradient accumulation puts it, and products fold an axis that `vmap` adds.
         """
         side, features = kernel.shape[0], kernel.shape[-1]
-        if self.platform == "cpu":
+        if self._folds:
             near = _neighbourhoods(x, side, stride)
             rows = near.reshape(-1, near.shape[-1])
             return self.matmul(rows, kernel.reshape(-1, features)).reshape(
                 *near.shape[:-1], features
             )
-        around = ((side // 2, side // 2),) * 2
-        order = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), around, dimension_numbers=order
-        )
+        convolution = _convolutions[stride]
+        return self._in_place(convolution(self._in_place(x), self.whole(kernel)))
 
 
 # A derivative computes element by element what lies between two products again, from what the first
@@ -173,6 +212,22 @@ def _cpu_matmul(x: Float[Array, "rows d"], kernel: Float[Array, "d k"]) -> Float
 
 
 folded_matmul = fold_mapped(_cpu_matmul, (True, False))
+
+
+def _convolution(x: Array, kernel: Array, *, stride: int) -> Array:
+    side = kernel.shape[0]
+    around = ((side // 2, side // 2),) * 2
+    order = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), around, dimension_numbers=order
+    )
+
+
+# JAX itself would merge an axis that `vmap` adds before the batch, and so tear one that is spread.
+_convolutions = {
+    stride: fold_mapped(functools.partial(_convolution, stride=stride), (True, False), behind=True)
+    for stride in (1, 2)
+}
 
 
 def _neighbourhoods(x: Float[Array, "b h w c"], side: int, stride: int) -> Array:

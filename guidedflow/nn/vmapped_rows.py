@@ -14,7 +14,9 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array
 
 
-def fold_mapped(function: Callable[..., Array], has_rows: tuple[bool, ...]) -> Callable[..., Array]:
+def fold_mapped(
+    function: Callable[..., Array], has_rows: tuple[bool, ...], *, behind: bool = False
+) -> Callable[..., Array]:
     """Return `function` with a batching rule that merges the mapped axis into the rows.
 
     f(x₁ … x_m) stacked over the mapped axis = f(rows of all x_i together), split again.
@@ -22,6 +24,8 @@ def fold_mapped(function: Callable[..., Array], has_rows: tuple[bool, ...]) -> C
     Args:
       function: works on each row of its row arguments alone; its result has the same rows first.
       has_rows: for each argument, whether its leading axis is that of the rows.
+      behind: merge the mapped axis behind the rows and not before them: rows that are spread over
+        devices then stay there, at the cost of a transposition.
     Returns:
       The same function.  It maps (`vmap`, also nested) by folding, unless an argument without rows
       is mapped, which is left to JAX.  Derivatives of every order and mode are those of `function`:
@@ -38,10 +42,12 @@ def fold_mapped(function: Callable[..., Array], has_rows: tuple[bool, ...]) -> C
             axes = tuple(0 if is_mapped else None for is_mapped in mapped)
             return jax.vmap(function, in_axes=axes)(*arguments), True
         merged = [
-            _merge(argument, axis_size, is_mapped) if rows else argument
+            _merge(argument, axis_size, is_mapped, behind) if rows else argument
             for argument, is_mapped, rows in zip(arguments, mapped, has_rows, strict=True)
         ]
         result = folded(*merged)
+        if behind:
+            return jnp.swapaxes(result.reshape(-1, axis_size, *result.shape[1:]), 0, 1), True
         return result.reshape(axis_size, -1, *result.shape[1:]), True
 
     @jax.custom_jvp
@@ -55,7 +61,9 @@ def fold_mapped(function: Callable[..., Array], has_rows: tuple[bool, ...]) -> C
     return differentiable
 
 
-def _merge(argument: Array, axis_size: int, is_mapped: bool) -> Array:
+def _merge(argument: Array, axis_size: int, is_mapped: bool, behind: bool) -> Array:
     if not is_mapped:
         argument = jnp.broadcast_to(argument[None], (axis_size, *argument.shape))
+    if behind:
+        argument = jnp.swapaxes(argument, 0, 1)
     return argument.reshape(-1, *argument.shape[2:])

@@ -86,7 +86,8 @@ class Setup:
 
     def step(self) -> StepFn:
         """Return the pure training step, its micro-batches cut further where that suits the device."""
-        rows = self.config.batch // (self.target.count * self.config.accumulate)
+        inside = 1 if self.strategy.mesh_inside is None else self.target.count
+        rows = self.config.batch * inside // (self.target.count * self.config.accumulate)
         parts = self.config.accumulate * micro_batches_for_device(self.network, rows)
         return make_step(
             self.loss_fn,
@@ -99,8 +100,11 @@ class Setup:
         )
 
     def model(self, params: PyTree) -> ModelFn:
-        """Return the velocity field of these parameters."""
-        return model_fn(self.network, params, self.path, self.predicts)
+        """Return the velocity field of these parameters, for a batch spread over all devices."""
+        network: Any = self.network
+        if hasattr(network, "operations"):
+            network = network.clone(operations=network.operations.over(self.target.count))
+        return model_fn(network, params, self.path, self.predicts)
 
     def guided(self, params: PyTree, scale: float) -> ModelFn:
         """Return the velocity field guided as it was trained for: by its null branch, or by itself."""
@@ -151,7 +155,8 @@ def _plain(network: Any) -> Any:
     plain = network
     if getattr(plain, "remat", "none") != "none":
         plain = plain.clone(remat="none")
-    if hasattr(plain, "operations") and plain.operations.platform != "cpu":
+    if hasattr(plain, "operations"):
+        # Fused attention and kernels hide operations from the count.
         plain = plain.clone(operations=XLA(plain.operations.platform, "xla"))
     return plain
 
@@ -217,7 +222,13 @@ def build(config: ConfigDict, *, target: Target | None = None) -> Setup:
         )
     condition = dataset.condition
     network = registries.network_for(
-        config, dataset.image_shape, condition, takes_scale.scalars, target.platform
+        config,
+        dataset.image_shape,
+        condition,
+        takes_scale.scalars,
+        target.platform,
+        devices=1 if strategy.mesh_inside is None else target.count,
+        mesh=strategy.mesh_inside,
     )
     _check_output(network, config, task)
     parts = Parts(

@@ -47,7 +47,12 @@ def load_bundle(
     takes_scale = task.takes_scale(config)
     image_shape, condition, decoder = _learned_from(folder, config)
     network = registries.network_for(
-        config, image_shape, condition, takes_scale.scalars, target.platform
+        config,
+        image_shape,
+        condition,
+        takes_scale.scalars,
+        target.platform,
+        devices=target.count,
     )
     schedule = registries.learning_rate_schedule(config)
     optimizer = registries.optimizer_for(config, schedule)

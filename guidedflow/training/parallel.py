@@ -1,6 +1,6 @@
 """Strategies over devices: each places state and batch, and compiles the same step function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,8 +13,8 @@ from jaxtyping import Array, Key, PyTree
 from guidedflow.target import Target
 from guidedflow.training.step import StepFn
 
-# Leaves smaller than this stay whole: sharding a bias costs a message and saves nothing.
-SMALLEST_SHARDED = 1024
+# Leaves smaller than this stay whole: sharding them costs a message and saves nothing.
+SMALLEST_SHARDED = 256
 
 
 class Strategy(Protocol):
@@ -22,11 +22,15 @@ class Strategy(Protocol):
 
     @property
     def mesh(self) -> Mesh:
-        """All devices, with axes `data` and `fsdp`."""
+        """All devices; a batch is spread over all its axes."""
 
     @property
     def axis_name(self) -> str | None:
         """Name of the mapped axis inside the step, if it has one."""
+
+    @property
+    def mesh_inside(self) -> Mesh | None:
+        """The mesh that a step is compiled over; None where each device runs its own program."""
 
     def shardings(self, state: PyTree) -> PyTree:
         """Where each leaf of a (concrete or abstract) state lives."""
@@ -61,7 +65,10 @@ def _put(batch: PyTree, sharding: NamedSharding) -> PyTree:
 
 
 def make_mesh(target: Target, data: int, fsdp: int) -> Mesh:
-    """Return a mesh of all the target's devices with axes `data` and `fsdp`; 0 for one of them fits it.
+    """Return a mesh of all the target's devices, `data` × `fsdp`; 0 for one of them fits it.
+
+    `fsdp` is an axis for each of its prime factors, `fsdp_0`, `fsdp_1`, …: an axis of a parameter that
+    not all of `fsdp` divides is sharded over the factors that do, and another axis over the others.
 
     Raises:
       ValueError: data × fsdp is not the number of devices.
@@ -73,18 +80,50 @@ def make_mesh(target: Target, data: int, fsdp: int) -> Mesh:
     fsdp = fsdp or count // data
     if data * fsdp != count:
         raise ValueError(f"a mesh of data={data} × fsdp={fsdp} does not fit {count} devices")
-    return jax.make_mesh(
-        (data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=target.devices
-    )
+    shape = (data, fsdp)
+    whole = jax.make_mesh(shape, ("data", "fsdp"), (AxisType.Auto,) * 2, devices=target.devices)
+    parts = prime_factors(fsdp)
+    names = ("data", *(f"fsdp_{i}" for i in range(len(parts))))
+    return Mesh(whole.devices.reshape(data, *parts), names)
 
 
-def fsdp_spec(shape: tuple[int, ...], parts: int) -> P:
-    """Shard the largest axis that `parts` divides; small or indivisible leaves stay whole."""
-    divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
-    if parts == 1 or not divisible or np.prod(shape) < SMALLEST_SHARDED:
+def prime_factors(number: int) -> list[int]:
+    """Return the prime factors of a number, the largest first."""
+    factors, divisor = [], 2
+    while number > 1:
+        while number % divisor == 0:
+            factors.append(divisor)
+            number //= divisor
+        divisor += 1
+    return factors[::-1]
+
+
+def fsdp_axes(mesh: Mesh) -> dict[str, int]:
+    """Return the axes of a mesh that the state is sharded over, and their sizes."""
+    return {name: size for name, size in mesh.shape.items() if name != "data"}
+
+
+def fsdp_spec(shape: tuple[int, ...], axes: Mapping[str, int]) -> P:
+    """Shard the largest axis of a leaf over every mesh axis that divides it, the next over the rest.
+
+    Args:
+      shape: of the leaf; one of fewer than SMALLEST_SHARDED numbers stays whole.
+      axes: names and sizes of the mesh axes.
+    """
+    if np.prod(shape) < SMALLEST_SHARDED:
         return P()
-    largest = max(divisible, key=lambda axis: shape[axis])
-    return P(*(("fsdp" if axis == largest else None) for axis in range(len(shape))))
+    left = list(shape)
+    names: list[list[str]] = [[] for _ in shape]
+    for name, size in axes.items():
+        divisible = [axis for axis, rest in enumerate(left) if rest % size == 0]
+        if divisible:
+            # Where sizes are equal, the axis that is sharded already.
+            best = max(divisible, key=lambda axis: (shape[axis], len(names[axis])))
+            left[best] //= size
+            names[best].append(name)
+    if not any(names):
+        return P()
+    return P(*(tuple(own) if own else None for own in names))
 
 
 @dataclass(frozen=True)
@@ -97,6 +136,7 @@ class Pmap:
 
     mesh: Mesh
     axis_name: str = "batch"
+    mesh_inside: None = None
 
     def shardings(self, state: PyTree) -> PyTree:
         return jax.tree.map(lambda _: NamedSharding(self.mesh, P()), state)
@@ -105,7 +145,7 @@ class Pmap:
         _check_divides(batch, self.mesh)
         local = local_devices(self.mesh)
         split = jax.tree.map(lambda leaf: leaf.reshape(local, -1, *leaf.shape[1:]), batch)
-        return _put(split, NamedSharding(self.mesh, P(("data", "fsdp"))))
+        return _put(split, NamedSharding(self.mesh, P(self.mesh.axis_names)))
 
     def compile(self, step: StepFn, state: PyTree, batch: PyTree, key: Array) -> Any:
         mapped = jax.pmap(
@@ -131,20 +171,25 @@ class Sharded:
     mesh: Mesh
     axis_name: None = None
 
+    @property
+    def mesh_inside(self) -> Mesh:
+        """The whole mesh."""
+        return self.mesh
+
     def shardings(self, state: PyTree) -> PyTree:
-        parts = self.mesh.shape["fsdp"]
+        axes = fsdp_axes(self.mesh)
         return jax.tree.map(
-            lambda leaf: NamedSharding(self.mesh, fsdp_spec(leaf.shape, parts)), state
+            lambda leaf: NamedSharding(self.mesh, fsdp_spec(leaf.shape, axes)), state
         )
 
     def place_batch(self, batch: PyTree) -> PyTree:
         _check_divides(batch, self.mesh)
-        return _put(batch, NamedSharding(self.mesh, P(("data", "fsdp"))))
+        return _put(batch, NamedSharding(self.mesh, P(self.mesh.axis_names)))
 
     def compile(self, step: StepFn, state: PyTree, batch: PyTree, key: Array) -> Any:
         whole = NamedSharding(self.mesh, P())
         places = self.shardings(state)
-        batches = NamedSharding(self.mesh, P(("data", "fsdp")))
+        batches = NamedSharding(self.mesh, P(self.mesh.axis_names))
         jitted = jax.jit(
             step,
             in_shardings=(places, batches, whole),

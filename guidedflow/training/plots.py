@@ -36,7 +36,7 @@ def make_sampler(setup: Setup) -> Sampler:
     count = -(-len(asked) // mesh.size) * mesh.size
     cond = condition.parse([asked[i % len(asked)] for i in range(count)])
     ts = jnp.asarray(uniform_grid(options.steps))
-    shared = NamedSharding(mesh, P(("data", "fsdp")))
+    shared = NamedSharding(mesh, P(mesh.axis_names))
 
     def sample(params: PyTree, key: Array) -> Array:
         guided = setup.guided(params, options.scale)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
@@ -109,18 +110,20 @@ def time_draw(section: ConfigDict) -> times.Draw:
     return partial(draw, **bound)
 
 
-def operations_for(kernels: str, attention: str, platform: str) -> Operations:
+def operations_for(
+    kernels: str, attention: str, platform: str, devices: int = 1, mesh: Mesh | None = None
+) -> Operations:
     """Return the operations of a network.
 
     Args:
       kernels: a name of `OPERATIONS`.
       attention: see `nn.attention.pick`.
-      platform: that they are for.
+      platform, devices, mesh: that they are for, see `nn.operations.XLA`.
     Raises:
       ValueError: an unknown name.
     """
     choose_kernels = choose("kernels", kernels, OPERATIONS)
-    return choose_kernels(kernels, XLA(platform, attention))
+    return choose_kernels(kernels, XLA(platform, attention, devices, mesh))
 
 
 _NOT_FIELDS = ("preset", "dtype", "attention", "kernels")
@@ -132,12 +135,15 @@ def network_for(
     condition: Condition,
     scalars: tuple[str, ...],
     platform: str,
+    *,
+    devices: int = 1,
+    mesh: Mesh | None = None,
 ) -> nn.Module:
     """Return the configured network for images of this shape, told this condition.
 
     Args:
       scalars: numbers that it takes beside the condition, as ("scale",).
-      platform: that it will run on.
+      platform, devices, mesh: that it is for, see `nn.operations.XLA`.
     """
     section = config.network
     fields = {
@@ -145,7 +151,7 @@ def network_for(
     }
     if "operations" in models.fields_of(section.preset):
         fields["operations"] = operations_for(
-            section.kernels or "xla", section.attention or "auto", platform
+            section.kernels or "xla", section.attention or "auto", platform, devices, mesh
         )
     fields.update(condition.network_fields())
     if scalars:

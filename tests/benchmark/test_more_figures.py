@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from guidedflow import benchmark, models
 from guidedflow.benchmark import counting, growth, parts, sampling, timing, training
 from guidedflow.cli import main
+from guidedflow.training import parallel
 from guidedflow.training.registries import operations_for
 
 
@@ -54,7 +56,7 @@ def test_strategies_train_over_all_devices(work, name):
     step = training.step_of(work, strategy=strategy)
     step.run()
     assert strategy.mesh.devices.size == 4
-    assert strategy.mesh.shape["fsdp"] == {"fsdp": 4, "mesh": 2}[name]
+    assert math.prod(parallel.fsdp_axes(strategy.mesh).values()) == {"fsdp": 4, "mesh": 2}[name]
 
 
 def test_donated_buffers_are_counted_once():

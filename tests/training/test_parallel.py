@@ -119,7 +119,7 @@ def test_the_gradient_is_that_of_one_device_and_the_whole_batch(name, accumulate
 def on(devices):
     """FSDP over the first few devices."""
     grid = np.asarray(jax.devices()[:devices]).reshape(1, devices)
-    return parallel.Sharded(Mesh(grid, ("data", "fsdp")))
+    return parallel.Sharded(Mesh(grid, ("data", "fsdp_0")))
 
 
 def test_a_run_moves_from_one_device_to_four_to_two_and_from_pmap_to_fsdp(tmp_path, alone):
@@ -150,10 +150,13 @@ def test_fsdp_holds_its_share_of_bytes(alone):
 
 
 def test_fsdp_shards_the_largest_divisible_axis():
-    assert parallel.fsdp_spec((64, 128), 4) == jax.P(None, "fsdp")
-    assert parallel.fsdp_spec((64, 129), 4) == jax.P("fsdp", None)
-    assert parallel.fsdp_spec((63, 129), 4) == jax.P()
-    assert parallel.fsdp_spec((8,), 4) == jax.P()
+    four = {"a": 2, "b": 2}
+    assert parallel.fsdp_spec((64, 128), four) == jax.P(None, ("a", "b"))
+    assert parallel.fsdp_spec((64, 129), four) == jax.P(("a", "b"), None)
+    assert parallel.fsdp_spec((64, 130), four) == jax.P(("b",), ("a",))
+    assert parallel.fsdp_spec((63, 129), four) == jax.P()
+    assert parallel.fsdp_spec((8,), four) == jax.P()
+    assert parallel.prime_factors(12) == [3, 2, 2]
 
 
 def test_fingerprint_does_not_depend_on_sharding_and_sees_one_bit(alone):
