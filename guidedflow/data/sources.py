@@ -5,6 +5,7 @@ import importlib.util
 import io
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from guidedflow.data import stock
@@ -41,6 +42,7 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     data_dir: str | os.PathLike | None = None,
     cache_bytes: int = 2**30,
+    class_names: Sequence[str] | None = None,
 ) -> Dataset:
     """Return the data set that a string names; nothing is ever downloaded.
 
@@ -53,13 +55,21 @@ def load(
         keeps a fixed stored size.
       data_dir: where prepared sets lie; `default_data_dir()` and ~/tensorflow_datasets otherwise.
       cache_bytes: decoded images are kept in memory where the whole set fits in this.
+      class_names: of another split of the same folder, whose numbers of the classes this one takes;
+        other kinds of sets keep numbers of their own that all splits share.
     Raises:
       ValueError: an unknown name or split (with the nearest), a set that is not prepared (with the
         command that prepares it), or files that cannot be read (with the file).
     """
     kind, _, rest = spec.partition(":")
     if kind == "folder":
-        return open_folder(rest, split=split, image_size=image_size, cache_bytes=cache_bytes)
+        return open_folder(
+            rest,
+            split=split,
+            image_size=image_size,
+            cache_bytes=cache_bytes,
+            class_names=class_names,
+        )
     if kind == "latents":
         dataset = open_latents(rest, split=split, cache_bytes=cache_bytes)
         if image_size is not None and size_of(image_size) != dataset.image_shape[:2]:
