@@ -1,14 +1,18 @@
-"""guidedflow evaluate: judge a trained run over guidance scales, against held-out images.
+"""guidedflow evaluate: judge a trained run over guidance scales, against held-out images or, where
+none were held out, against the training images.
 
   guidedflow evaluate --workdir=runs/digits --scales=1,1.5,2,3,4
 
 Prints a table; writes scores.json, scores.png and grid.png to WORKDIR/evaluation. The classifier that
-judges learned from the real training images alone. Every scale gets the same noise and as many images
+judges learned from the real training images alone. Images of more than 32 pixels a side are made
+smaller before they are judged; of more than 1,024 numbers, distances are taken in features, not pixels;
+of the real images at most 10,000 are read, spread evenly. Every scale gets the same noise and as many images
 of each class; images are rounded to 8 bits before they are judged. On several hosts: the same command on
 each, with --distributed or the three flags of `guidedflow train`; process 0 judges and writes.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +29,20 @@ from guidedflow.commands.options import (
     numbers,
 )
 from guidedflow.data import Dataset
-from guidedflow.evaluation import Judge, Report, Scores, legend, plot, summary, table, to_json
+from guidedflow.evaluation import (
+    Judge,
+    Report,
+    Scores,
+    figures,
+    heading,
+    legend,
+    plot,
+    read_images,
+    summary,
+    table,
+    to_json,
+)
+from guidedflow.evaluation.features import MOST
 from guidedflow.files import check_writable, replacing
 from guidedflow.training import processes
 from guidedflow.training.build import Task
@@ -59,6 +76,7 @@ def main(arguments: list[str]) -> int:
     given = parser().parse_args(arguments)
     say = join_processes(given)
     methods = [method_of(given, scale) for scale in given.scales]
+    say(f"evaluating {given.workdir}: {len(methods)} scales, {given.images} images each")
     trained = sampling.load(given.workdir, ema=given.ema, say=say)
     helpers = helpers_of(given, trained, say)
     folder = given.out or given.workdir / "evaluation"
@@ -66,7 +84,7 @@ def main(arguments: list[str]) -> int:
     if processes.is_lead():
         folder.mkdir(parents=True, exist_ok=True)
         check_writable(folder / "scores.json")
-        judge = make_judge(trained.task)
+        judge = make_judge(trained.task, say)
     labels = np.arange(given.images, dtype=np.int32) % trained.task.dataset.num_classes
     shown: list[np.ndarray] = []
     scores: list[Scores] = []
@@ -84,9 +102,16 @@ def main(arguments: list[str]) -> int:
         images = trained.task.dataset.pictures(images)
         if judge is not None:
             scores.append(judge.score(to_uint8(images) / 127.5 - 1, labels))
+            say(figures(f"scale {method.scale:g}", scores[-1]))
             shown.append(images[: trained.task.dataset.num_classes])
     if judge is not None:
-        report = Report(given.scales, tuple(scores), judge.floor, settings(given, trained))
+        report = Report(
+            given.scales,
+            tuple(scores),
+            judge.floor,
+            settings(given, trained),
+            judge.compares_with,
+        )
         write(folder, report, np.concatenate(shown), trained.task)
         show(report, folder)
     processes.barrier("the scores are written")
@@ -95,29 +120,39 @@ def main(arguments: list[str]) -> int:
 
 def show(report: Report, folder: Path) -> None:
     """Print the table, what it means, and where it is."""
+    print(heading(report))
     print(table(report))
-    print(legend())
+    print(legend(report))
     for line in summary(report):
         print(line)
     print(f"scores and pictures: {folder}/scores.json scores.png grid.png")
 
 
-def make_judge(task: Task) -> Judge:
+def make_judge(task: Task, say: Callable[..., None] = print) -> Judge:
     """Return a judge that learned from the run's training images and measures to the held-out ones.
 
-    Of a run on latents these are decoded, as what it draws is.
+    Of a run on latents these are decoded, as what it draws is. What cannot be judged is refused here,
+    before anything is sampled.
 
     Raises:
-      ValueError: the config names no held-out images.
+      ValueError: too few real images, or images that cannot be read.
     """
-    if task.held_out is None:
-        raise ValueError("evaluation needs held-out images: set config.dataset.held_out to a split")
 
-    def real(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        batch = dataset.take()
-        return dataset.pictures(batch["image"]), batch["label"]
+    def real(dataset: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
+        count = min(len(dataset), MOST)
+        of = f" of {len(dataset):,}" if len(dataset) > count else ""
+        say(f"reading {count:,}{of} {name} images")
+        with Progress(count, name) as progress:
+            return read_images(dataset, count, progress)
 
-    return Judge(real(task.dataset), real(task.held_out))
+    train = real(task.dataset, "training")
+    held_out = None if task.held_out is None else real(task.held_out, "held-out")
+    if held_out is None:
+        say("no images were held out (config.dataset.held_out): comparing with the training images")
+    say("learning to judge from the training images")
+    judge = Judge(train, held_out)
+    say(figures("real", judge.floor))
+    return judge
 
 
 def settings(given: argparse.Namespace, trained: sampling.Trained) -> dict[str, object]:
