@@ -33,8 +33,9 @@ def _averaged(images: Images, height: int, width: int) -> Images:
     count, h, w, channels = images.shape
     rows = _averaging(h, height) @ np.float32(images).reshape(count, h, w * channels)
     # Width last: one large product and not one for each row of pixels.
-    turned = rows.reshape(count, height, w, channels).swapaxes(2, 3)
-    return (turned @ _averaging(w, width).T).swapaxes(2, 3)
+    turned = rows.reshape(count, height, w, channels).swapaxes(2, 3).reshape(-1, w)
+    means = turned @ _averaging(w, width).T
+    return means.reshape(count, height, channels, width).swapaxes(2, 3)
 
 
 def _averaging(length: int, parts: int) -> Float[np.ndarray, "parts length"]:
