@@ -64,17 +64,18 @@ def job_of(given: argparse.Namespace) -> Job:
       ValueError: an unknown name, or a data set that is not there.
     """
     fit = choose("encoder", given.encoder, ENCODERS)
-    splits = {
+    splits: dict[str, data.Dataset] = {}
+    for split in given.splits.split(","):
         # Each picture is read once: keeping it would cost memory and save nothing.
-        split: data.load(
+        splits[split] = data.load(
             given.dataset,
             split=split,
             image_size=given.image_size,
             data_dir=given.data_dir,
             cache_bytes=0,
+            # One class has one number in all splits.
+            class_names=next(iter(splits.values())).class_names if splits else None,
         )
-        for split in given.splits.split(",")
-    }
     if any(dataset.decoder for dataset in splits.values()):
         raise ValueError(f"{given.dataset} holds latents already")
     return Job(

@@ -1,14 +1,18 @@
-"""guidedflow evaluate: judge a trained run over guidance scales, against held-out images.
+"""guidedflow evaluate: judge a trained run over guidance scales, against held-out images or, where
+none were held out, against the training images.
 
   guidedflow evaluate --workdir=runs/digits --scales=1,1.5,2,3,4
 
 Prints a table; writes scores.json, scores.png and grid.png to WORKDIR/evaluation. The classifier that
-judges learned from the real training images alone. Every scale gets the same noise and as many images
+judges learned from the real training images alone. Images of more than 32 pixels a side are made
+smaller before they are judged; of more than 1,024 numbers, distances are taken in features, not pixels;
+of the real images at most 10,000 are read, spread evenly. Every scale gets the same noise and as many images
 of each class; images are rounded to 8 bits before they are judged. On several hosts: the same command on
 each, with --distributed or the three flags of `guidedflow train`; process 0 judges and writes.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +29,20 @@ from guidedflow.commands.options import (
     method_options,
     numbers,
 )
-from guidedflow.evaluation import Judge, Report, Scores, legend, plot, summary, table, to_json
+from guidedflow.evaluation import (
+    Judge,
+    Report,
+    Scores,
+    figures,
+    heading,
+    legend,
+    plot,
+    read_images,
+    summary,
+    table,
+    to_json,
+)
+from guidedflow.evaluation.features import MOST
 from guidedflow.files import check_writable, replacing
 from guidedflow.pipelines import sample
 from guidedflow.training import config, load, processes, workdir
@@ -60,6 +77,7 @@ def main(arguments: list[str]) -> int:
     given = parser().parse_args(arguments)
     say = join_processes(given)
     methods = [method_of(given, scale) for scale in given.scales]
+    say(f"evaluating {given.workdir}: {len(methods)} scales, {given.images} images each")
     bundle = load.load(given.workdir, ema=given.ema, say=say)
     helpers = helpers_of(given, bundle, say)
     train, held_out = datasets(given.workdir)
@@ -68,7 +86,7 @@ def main(arguments: list[str]) -> int:
     if processes.is_lead():
         folder.mkdir(parents=True, exist_ok=True)
         check_writable(folder / "scores.json")
-        judge = make_judge(train, held_out)
+        judge = make_judge(train, held_out, say)
     classes = train.num_classes
     labels = np.arange(given.images, dtype=np.int32) % classes
     shown: list[np.ndarray] = []
@@ -87,10 +105,11 @@ def main(arguments: list[str]) -> int:
         images = bundle.images(drawn)
         if judge is not None:
             scores.append(judge.score(to_uint8(images) / 127.5 - 1, labels))
+            say(figures(f"scale {method.scale:g}", scores[-1]))
             shown.append(images[:classes])
     if judge is not None:
-        about = settings(given, bundle, held_out.length)
-        report = Report(given.scales, tuple(scores), judge.floor, about)
+        about = settings(given, bundle, len(held_out) if held_out else 0)
+        report = Report(given.scales, tuple(scores), judge.floor, about, judge.compares_with)
         write(folder, report, np.concatenate(shown), train.class_names)
         show(report, folder)
     processes.barrier("the scores are written")
@@ -99,37 +118,54 @@ def main(arguments: list[str]) -> int:
 
 def show(report: Report, folder: Path) -> None:
     """Print the table, what it means, and where it is."""
+    print(heading(report))
     print(table(report))
-    print(legend())
+    print(legend(report))
     for line in summary(report):
         print(line)
     print(f"scores and pictures: {folder}/scores.json scores.png grid.png")
 
 
-def datasets(folder: Path) -> tuple[data.Dataset, data.Dataset]:
-    """Return the training and the held-out images of a run.
+def datasets(folder: Path) -> tuple[data.Dataset, data.Dataset | None]:
+    """Return the training images of a run and the held-out ones, if it has any.
 
     Raises:
-      ValueError: the config names no held-out images, or they are gone.
+      ValueError: they are gone.
     """
     resolved = config.from_resolved(workdir.read_config(folder))
+    train = load_dataset(resolved, resolved.dataset.split)
     if not resolved.dataset.held_out:
-        raise ValueError("evaluation needs held-out images: set config.dataset.held_out to a split")
-    held_out = load_dataset(resolved, resolved.dataset.held_out)
-    return load_dataset(resolved, resolved.dataset.split), held_out
+        return train, None
+    return train, load_dataset(resolved, resolved.dataset.held_out, train.class_names)
 
 
-def make_judge(train: data.Dataset, held_out: data.Dataset) -> Judge:
+def make_judge(
+    train: data.Dataset, held_out: data.Dataset | None, say: Callable[..., None] = print
+) -> Judge:
     """Return a judge that learned from training images and measures to the held-out ones.
 
-    Latents are decoded, as what a model draws is.
+    Latents are decoded, as what a model draws is. What cannot be judged is refused here, before
+    anything is sampled.
+
+    Raises:
+      ValueError: too few real images, or images that cannot be read.
     """
 
-    def real(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
-        batch = dataset.take()
-        return dataset.images(batch["image"]), batch["label"]
+    def real(dataset: data.Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
+        count = min(len(dataset), MOST)
+        of = f" of {len(dataset):,}" if len(dataset) > count else ""
+        say(f"reading {count:,}{of} {name} images")
+        with Progress(count, name) as progress:
+            return read_images(dataset, count, progress)
 
-    return Judge(real(train), real(held_out))
+    learned_from = real(train, "training")
+    compared_with = None if held_out is None else real(held_out, "held-out")
+    if compared_with is None:
+        say("no images were held out (config.dataset.held_out): comparing with the training images")
+    say("learning to judge from the training images")
+    judge = Judge(learned_from, compared_with)
+    say(figures("real", judge.floor))
+    return judge
 
 
 def settings(given: argparse.Namespace, bundle: Bundle, held_out: int) -> dict[str, object]:

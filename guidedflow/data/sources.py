@@ -5,6 +5,7 @@ import importlib.util
 import io
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +41,7 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     data_dir: str | os.PathLike | None = None,
     cache_bytes: int = 2**30,
+    class_names: Sequence[str] | None = None,
 ) -> Dataset:
     """Return the data set that a string names; nothing is ever downloaded.
 
@@ -52,6 +54,8 @@ def load(
         keeps a fixed stored size.
       data_dir: where prepared sets lie; `default_data_dir()` and ~/tensorflow_datasets otherwise.
       cache_bytes: decoded images are kept in memory where the whole set fits in this.
+      class_names: of another split of the same folder, whose numbers of the classes this one takes;
+        other kinds of sets keep numbers of their own that all splits share.
     Raises:
       ValueError: an unknown name or split (with the nearest), a set that is not prepared (with the
         command that prepares it), or files that cannot be read (with the file).
@@ -60,7 +64,12 @@ def load(
     # Without a kind before it, it is the name of a prepared set.
     open_source, rest = (SOURCES[kind], rest) if kind in SOURCES else (_open_tfds, spec)
     return open_source(
-        rest, split=split, image_size=image_size, data_dir=data_dir, cache_bytes=cache_bytes
+        rest,
+        split=split,
+        image_size=image_size,
+        data_dir=data_dir,
+        cache_bytes=cache_bytes,
+        class_names=class_names,
     )
 
 
@@ -75,6 +84,7 @@ class Source(Protocol):
         image_size: int | tuple[int, int] | None,
         data_dir: str | os.PathLike | None,
         cache_bytes: int,
+        class_names: Sequence[str] | None,
     ) -> Dataset: ...
 
 
@@ -83,7 +93,7 @@ def _open_folder(rest: str, *, data_dir: Any, **options: Any) -> Dataset:
 
 
 def _open_latents(
-    rest: str, *, split: str, image_size: Any, data_dir: Any, cache_bytes: int
+    rest: str, *, split: str, image_size: Any, cache_bytes: int, **other: Any
 ) -> Dataset:
     dataset = open_latents(rest, split=split, cache_bytes=cache_bytes)
     if image_size is not None and size_of(image_size) != dataset.image_shape[:2]:
@@ -94,11 +104,11 @@ def _open_latents(
     return dataset
 
 
-def _open_digits(rest: str, *, data_dir: Any, **options: Any) -> Dataset:
+def _open_digits(rest: str, *, data_dir: Any, class_names: Any, **options: Any) -> Dataset:
     return prepared.open_prepared(prepare_digits(_roots(data_dir)[0]), name="digits", **options)
 
 
-def _open_tfds(rest: str, *, data_dir: Any, **options: Any) -> Dataset:
+def _open_tfds(rest: str, *, data_dir: Any, class_names: Any, **options: Any) -> Dataset:
     return prepared.open_prepared(_find(rest, _roots(data_dir)), name=rest, **options)
 
 

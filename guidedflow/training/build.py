@@ -1,5 +1,6 @@
 """A config to everything that a run is made of."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -161,14 +162,17 @@ def _plain(network: Any) -> Any:
     return plain
 
 
-def load_dataset(config: ConfigDict, split: str) -> data.Dataset:
-    """Return one split of the configured data set."""
+def load_dataset(
+    config: ConfigDict, split: str, class_names: Sequence[str] | None = None
+) -> data.Dataset:
+    """Return one split of the configured data set, its classes numbered as `class_names`."""
     section = config.dataset
     return data.load(
         section.name,
         split=split,
         image_size=section.image_size,
         data_dir=section.data_dir or None,
+        class_names=class_names,
     )
 
 
@@ -214,7 +218,9 @@ def build(config: ConfigDict, *, target: Target | None = None) -> Setup:
     task = choose("task", config.task, TASKS)
     takes_scale = task.takes_scale(config)
     dataset = load_dataset(config, config.dataset.split)
-    held_out = load_dataset(config, config.dataset.held_out) if config.dataset.held_out else None
+    held_out = None
+    if config.dataset.held_out:
+        held_out = load_dataset(config, config.dataset.held_out, dataset.class_names)
     if config.dataset.flip and dataset.decoder is not None:
         raise ValueError(
             "config.dataset.flip mirrors pixels, and these are latents; mirror the images when they "

@@ -12,6 +12,8 @@ import numpy as np
 import test_parallel
 from test_parallel import parallel, state_bytes
 
+from guidedflow.target import attached
+
 
 def main():
     """Print a line a strategy, and fail where it leaves the tolerance or its share of bytes."""

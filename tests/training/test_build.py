@@ -131,7 +131,7 @@ SHAPES = {
 }
 
 
-def made_up(config, split):
+def made_up(config, split, class_names=()):
     shape, classes = SHAPES[config.dataset.name]
     return data.Dataset(
         source=MadeUp(shape), image_shape=shape, num_classes=classes, identity={"name": "made up"}

@@ -4,6 +4,7 @@ import json
 import random
 import resource
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,14 @@ import pytest
 
 from guidedflow.target import attached
 from guidedflow.training import checkpoint, integrity, parallel
-from guidedflow.training.checkpoint import Checkpointer, Keep, SaveError, restore, steps_in
+from guidedflow.training.checkpoint import (
+    Checkpointer,
+    Keep,
+    SaveError,
+    check_identity,
+    restore,
+    steps_in,
+)
 from guidedflow.training.state import TrainState, fingerprint
 
 IDENTITY = {"seed": 0, "network.width": 8}
@@ -153,6 +161,15 @@ def test_what_a_kill_leaves_is_not_taken_for_a_checkpoint(two_checkpoints, tmp_p
     assert restored(folder)[0] == 2
     save(folder)
     assert sorted(p.name for p in folder.iterdir()) == ["00000001", "00000002"]
+
+
+def test_of_many_class_names_those_that_differ_are_said():
+    names = [f"class {number}" for number in range(1000)]
+    found, wanted = {"dataset.class_names": [*names, "zebra"]}, {"dataset.class_names": names}
+    with pytest.raises(ValueError, match=r"class_names=\['zebra'\], this one has") as told:
+        check_identity(Path("run"), found, wanted)
+    assert len(str(told.value)) < 400
+    check_identity(Path("run"), {}, wanted)
 
 
 def test_another_identity_is_refused_by_field(two_checkpoints):
