@@ -97,7 +97,7 @@ $(DOCS_READY): requirements.lock pyproject.toml
 	@touch $@
 
 docs: $(DOCS_READY)
-	@$(DOCS)/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 	@$(DOCS)/bin/python docs/check_site.py site
 
 $(DIST_READY):

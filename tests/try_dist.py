@@ -19,8 +19,15 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TINY = """--config.network.preset=tiny --config.network.depth=1 --config.batch=16 --config.steps=4
- --config.optimizer.warm_up=2 --config.sample.steps=2 --config.log.tensorboard=False""".split()
+TINY = [
+    "--config.network.preset=tiny",
+    "--config.network.depth=1",
+    "--config.batch=16",
+    "--config.steps=4",
+    "--config.optimizer.warm_up=2",
+    "--config.sample.steps=2",
+    "--config.log.tensorboard=False",
+]
 TESTS = "tests/test_readme.py tests/test_docs.py tests/test_config_files.py tests/test_paths.py"
 
 
@@ -30,7 +37,9 @@ def say(line):
 
 def run(*command, cwd, code=0):
     """Run a command outside the checkout; return what it printed."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PYTHON"))}
+    inherited = {
+        k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PYTHON"))
+    }
     done = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
@@ -75,7 +84,9 @@ def install(environment, requirement):
 def try_core(environment, built):
     """Without extras: the example of the README runs, and the program names the extra."""
     python = install(environment, built)
-    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(
+        1
+    )
     ending = "\nimport importlib.util as i\nprint('flax' if i.find_spec('flax') else 'core alone')"
     expect("core alone", run(python, "-c", example + ending, cwd=environment))
     program = environment / "bin" / "guidedflow"
