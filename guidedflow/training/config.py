@@ -80,9 +80,7 @@ def defaults() -> ConfigDict:
                 "name": "digits",  # digits, a tensorflow-datasets name, folder:PATH or latents:PATH
                 "split": "train",  # part that is trained on
                 "held_out": "test",  # part that is only measured on; empty for none
-                "image_size": placeholder(
-                    int
-                ),  # side in pixels that pictures are scaled and cropped to
+                "image_size": placeholder(int),  # side that pictures are scaled and cropped to
                 "flip": False,  # mirror half of the pictures at random
                 "data_dir": "",  # folder of prepared sets; empty for the user's cache
             },
@@ -95,9 +93,7 @@ def defaults() -> ConfigDict:
                 "heads": placeholder(int),  # of attention
                 "mlp_ratio": placeholder(float),  # hidden channels of a block's MLP over its width
                 "time_scale": placeholder(float),  # factor of t before its sinusoidal embedding
-                "double_channels": placeholder(
-                    bool
-                ),  # twice the channels out, for a learned variance
+                "double_channels": placeholder(bool),  # for a learned variance
                 "attention": placeholder(str),  # auto, xla, cudnn or cpu
                 "products": placeholder(str),  # "native": float32 by kernels compiled for this CPU
                 "scan_layers": placeholder(bool),  # compile one block and loop over all of them

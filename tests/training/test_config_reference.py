@@ -2,6 +2,7 @@
 
 import pytest
 
+from guidedflow import cli
 from guidedflow.training import config_reference
 from guidedflow.training.config import defaults, leaves
 
@@ -53,6 +54,15 @@ def test_both_forms_show_every_field_with_its_comment(form):
     for field in given:
         assert field.name in text
         assert field.comment.replace("|", "\\|") in text or field.comment in text
+
+
+def test_help_of_training_explains_every_field(capsys, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    assert cli.main(["train", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for field in config_reference.fields():
+        assert f"config.{field.name}" in said
+        assert " ".join(field.comment.split()) in said
 
 
 def test_a_bar_in_a_comment_splits_no_row():
