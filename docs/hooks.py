@@ -4,6 +4,7 @@ The home page is README.md, the reference of a config comes from the comments of
 from the tables of README.md, and the API from the docstrings.
 """
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 # Pages of docs/ in this order; a page that is not named here comes after them.
 ORDER = ["tutorial.md", "gallery.md", "architecture.md", "data.md", "multihost.md", "benchmarks.md"]
 CORE = ["paths", "predictions", "times", "losses", "guidance", "samplers", "distillation"]
+ROOTED = "{show_root_heading: true, show_root_full_path: false, show_root_toc_entry: true}"
 TYPES = ["Evaluation", "ModelFn", "Scale"]
 
 
@@ -24,9 +26,16 @@ def packages() -> list[str]:
     return [name for name in names if name not in CORE]
 
 
+def relinked(text: str) -> str:
+    """Return README.md or a page of docs/ with its links as the site has them: both lie at its root."""
+    return (
+        text.replace("](docs/", "](").replace("](../README.md", "](index.md").replace("](../", "](")
+    )
+
+
 def home() -> str:
-    """Return README.md with its links as the site has them: docs/ is the site's root."""
-    return (ROOT / "README.md").read_text().replace("](docs/", "](")
+    """Return the home page."""
+    return relinked((ROOT / "README.md").read_text())
 
 
 def reference() -> str:
@@ -115,9 +124,23 @@ def gallery() -> str:
     return "\n".join(lines) + "\n"
 
 
+def exported(module: str) -> list[str]:
+    """Return what a package's `__all__` names, without importing it."""
+    tree = ast.parse((ROOT / "guidedflow" / module / "__init__.py").read_text())
+    values = [node.value for node in tree.body if isinstance(node, ast.Assign)]
+    return next((ast.literal_eval(one) for one in values if isinstance(one, ast.List)), [])
+
+
 def api(module: str, options: str = "") -> str:
     """Return the page of one module of guidedflow."""
-    return f"# guidedflow.{module}\n\n::: guidedflow.{module}\n{options}"
+    text = f"# guidedflow.{module}\n\n::: guidedflow.{module}\n{options}"
+    folder = ROOT / "guidedflow" / module
+    if folder.is_dir():
+        # Where a file has the name of a function in it, Griffe sees the file alone.
+        for name in exported(module):
+            if (folder / f"{name}.py").is_file():
+                text += f"\n::: guidedflow.{module}.{name}.{name}\n    options: {ROOTED}\n"
+    return text
 
 
 def pages() -> dict[str, str]:
@@ -160,3 +183,8 @@ def on_files(files, config):
     for file in sorted((ROOT / "experiments").glob("*.*")):
         files.append(File.generated(config, f"experiments/{file.name}", abs_src_path=str(file)))
     return files
+
+
+def on_page_markdown(markdown, page, **_):
+    """Make the links of the pages of docs/ those of the site."""
+    return markdown if "/" in page.file.src_uri else relinked(markdown)

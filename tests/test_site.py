@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from guidedflow import guidance
 from guidedflow.training import config_reference
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +72,12 @@ def test_a_docstring_keeps_its_words_and_parameters(load):
     assert re.search(r"\n\n\*\*Source:\*\* Ho 2020,\neq. 4.$", text)
 
 
+def test_pages_lead_to_the_readme_and_the_experiments_as_the_site_has_them(load):
+    text = "[a](../README.md#two-commands) [b](../experiments/x.png) [c](data.md) [d](docs/e.md)"
+    shown = load("hooks").relinked(text)
+    assert shown == "[a](index.md#two-commands) [b](experiments/x.png) [c](data.md) [d](e.md)"
+
+
 def test_the_home_page_leads_where_the_readme_does(load):
     text = load("hooks").home()
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
@@ -93,6 +100,14 @@ def test_the_gallery_lists_every_method_of_the_readme_and_shows_it(load):
             assert above.strip() or more.strip() or not drawn, row
     for target in re.findall(r"\((experiments/[\w.]+)\)", "\n".join(lines)):
         assert (ROOT / target).exists(), target
+
+
+def test_a_function_in_a_file_of_its_name_is_on_the_page_of_its_package(load):
+    hooks = load("hooks")
+    assert set(hooks.exported("guidance")) == set(guidance.__all__)
+    assert "::: guidedflow.guidance.reuse.reuse\n" in hooks.api("guidance")
+    assert hooks.api("guidance").count(":::") == 2
+    assert hooks.api("paths").count(":::") == 1
 
 
 def test_the_reference_shows_every_field_of_a_config(load):
