@@ -4,17 +4,16 @@ import gc
 import itertools
 import os
 
+from compiling import QUICKLY
+
 # Virtual CPU devices can deadlock on few cores when the thread pool is sized from the core count.
 os.environ.setdefault("NPROC", "16")
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of a test's time is compiling small programs: the least optimisation halves it, and XLA's older
-# code generator, which goes through no MLIR, halves it again.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=4",
-        "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false",
+        QUICKLY,
     ]
 )
 

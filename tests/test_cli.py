@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from compiling import QUICKLY
 
 from guidedflow import cli
 from guidedflow.training import integrity, loop, workdir
@@ -35,8 +36,7 @@ def program(*arguments, cache, **environment):
         cwd=ROOT,
         env={
             **os.environ,
-            # Unoptimised code compiles in half the time.
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": QUICKLY,
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             **environment,
         },

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compiling import QUICKLY
 
 from guidedflow import cli
 from guidedflow.training import metrics
@@ -37,8 +38,7 @@ def free_port():
 def start(arguments, cache, devices, fault=""):
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICKLY}",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "FAULT": fault,
     }
