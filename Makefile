@@ -27,12 +27,13 @@ environment = \
 	  "$$found" -m venv --clear $(1); \
 	fi
 
-.PHONY: help demo test contracts lint test-peers torture experiments bench clean
+.PHONY: help demo test contracts faults lint test-peers torture experiments bench clean
 
 help:
 	@echo "make demo         train on digits, sample, judge: under 5 minutes on 2 cores"
 	@echo "make test         the tests; ARGS='-k guidance' chooses, JOBS=4 takes more processes"
 	@echo "make contracts    every sampler with every guidance; make test takes a third of the pairs"
+	@echo "make faults       every way in which a rank may end its job; make test takes one"
 	@echo "make lint         the linter and the type checker"
 	@echo "make test-peers   the tests, with what they compare against installed"
 	@echo "make torture      kill a run at 20 random moments and compare it with an unbroken one"
@@ -58,6 +59,9 @@ test: $(READY)
 
 contracts: $(READY)
 	@ALL_PAIRS=1 $(BIN)/python -m pytest -n $(JOBS) tests/test_contracts.py $(ARGS)
+
+faults: $(READY)
+	@ALL_FAULTS=1 $(BIN)/python -m pytest tests/training/test_processes.py -k ends_a_rank $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check .
