@@ -27,7 +27,7 @@ environment = \
 	  "$$found" -m venv --clear $(1); \
 	fi
 
-.PHONY: help demo test contracts faults lint test-peers torture experiments bench clean
+.PHONY: help demo test contracts lint test-peers torture experiments bench clean
 
 help:
 	@echo "make demo         train on digits, sample, judge: under 5 minutes on 2 cores"
@@ -60,6 +60,7 @@ test: $(READY)
 contracts: $(READY)
 	@ALL_PAIRS=1 $(BIN)/python -m pytest -n $(JOBS) tests/test_contracts.py $(ARGS)
 
+.PHONY: faults
 faults: $(READY)
 	@ALL_FAULTS=1 $(BIN)/python -m pytest tests/training/test_processes.py -k ends_a_rank $(ARGS)
 
