@@ -33,10 +33,10 @@ help:
 	@echo "make demo         train on digits, sample, judge: under 5 minutes on 2 cores"
 	@echo "make test         the tests; ARGS='-k guidance' chooses, JOBS=4 takes more processes"
 	@echo "make contracts    every sampler with every guidance; make test takes a third of the pairs"
-	@echo "make faults       every way in which a rank may end its job; make test takes one"
 	@echo "make lint         the linter and the type checker"
 	@echo "make test-peers   the tests, with what they compare against installed"
 	@echo "make torture      kill a run at 20 random moments and compare it with an unbroken one"
+	@echo "make faults       every way in which a rank may end its job; make test takes one"
 	@echo "make experiments  every script of experiments/, with its picture and figures"
 	@echo "make bench        guided sampler steps a second on this machine"
 
@@ -60,10 +60,6 @@ test: $(READY)
 contracts: $(READY)
 	@ALL_PAIRS=1 $(BIN)/python -m pytest -n $(JOBS) tests/test_contracts.py $(ARGS)
 
-.PHONY: faults
-faults: $(READY)
-	@ALL_FAULTS=1 $(BIN)/python -m pytest tests/training/test_processes.py -k ends_a_rank $(ARGS)
-
 lint: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -80,6 +76,10 @@ test-peers: $(PEERS_READY)
 
 torture: $(READY)
 	@$(BIN)/python tests/torture.py $(ARGS)
+
+.PHONY: faults
+faults: $(READY)
+	@ALL_FAULTS=1 $(BIN)/python -m pytest tests/training/test_processes.py -k ends_a_rank $(ARGS)
 
 experiments: $(READY)
 	@for script in $$(grep -l __main__ experiments/*.py); do \
