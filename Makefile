@@ -41,6 +41,7 @@ help:
 	@echo "make lint         the linter and the type checker"
 	@echo "make test-peers   the tests, with what they compare against installed"
 	@echo "make torture      kill a run at 20 random moments and compare it with an unbroken one"
+	@echo "make faults       every way in which a rank may end its job; make test takes one"
 	@echo "make experiments  every script of experiments/, with its picture and figures"
 	@echo "make bench        guided sampler steps a second on this machine"
 	@echo "make docs         the docs site in site/, its links checked"
@@ -88,6 +89,10 @@ test-peers: $(PEERS_READY)
 
 torture: $(READY)
 	@$(BIN)/python tests/torture.py $(ARGS)
+
+.PHONY: faults
+faults: $(READY)
+	@ALL_FAULTS=1 $(BIN)/python -m pytest tests/training/test_processes.py -k ends_a_rank $(ARGS)
 
 experiments: $(READY)
 	@for script in $$(grep -l __main__ experiments/*.py); do \

@@ -4,7 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Of a flag that is given twice, the last counts.
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+)
 sys.path.insert(0, os.fspath(Path(__file__).parent))
 
 import jax
