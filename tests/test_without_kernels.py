@@ -39,7 +39,7 @@ def copy_without_kernels(folder):
         shutil.copy(ROOT / name, folder / name)
     shutil.rmtree(folder / "guidedflow" / "native")
     shutil.rmtree(folder / "tests" / "native")
-    table = folder / "guidedflow" / "training" / "registries.py"
+    table = folder / "guidedflow" / "models" / "kernels.py"
     text, rows = re.subn(ROW, "", table.read_text(), flags=re.MULTILINE)
     assert rows == 1
     table.write_text(text)

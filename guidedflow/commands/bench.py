@@ -88,8 +88,8 @@ def parser() -> Parser:
 def network_of(options: argparse.Namespace) -> Any:
     """Return the network that the options name."""
     from guidedflow import models
+    from guidedflow.models.kernels import operations_for
     from guidedflow.target import attached
-    from guidedflow.training.registries import operations_for
 
     platform = attached().platform
 

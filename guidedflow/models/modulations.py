@@ -46,7 +46,9 @@ def tabulated(
     if not capabilities(network).tabulated:
         raise ValueError(
             "tabulated takes a network with modulations that takes labels and no further numbers, as "
-            f"a DiT with classes; got {network}"
+            f"a DiT with classes; got a {type(network).__name__} with "
+            f"num_classes={getattr(network, 'num_classes', None)}, "
+            f"scalars={getattr(network, 'scalars', ())}"
         )
     times, labels = jnp.asarray(times, jnp.float32), jnp.asarray(labels, jnp.int32)
     if times.ndim != 1 or labels.ndim != 1:

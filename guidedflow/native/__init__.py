@@ -1,6 +1,6 @@
 """Kernels compiled for this machine's processor: the operations of a network in float32 on a CPU.
 
-Nothing else knows of this folder but one row of `training.registries.OPERATIONS`, which names
+Nothing else knows of this folder but one row of `models.kernels.OPERATIONS`, which names
 `operations`; without the two a network has XLA's operations.
 """
 

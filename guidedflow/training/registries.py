@@ -1,6 +1,5 @@
 """A config's strings to objects: names of paths, draws, weightings, networks, optimisers."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 
 from guidedflow import losses, models, paths, predictions, times
 from guidedflow.conditions import Condition
-from guidedflow.nn.operations import XLA, Operations
+from guidedflow.models.kernels import operations_for
 from guidedflow.registry import choose, nearest
 from guidedflow.target import Target
 from guidedflow.training import parallel
@@ -67,18 +66,6 @@ STRATEGIES: Mapping[str, Callable[[Target, int, int], parallel.Strategy]] = {
 }
 
 
-def _native(name: str, xla: XLA) -> Operations:
-    """Return what `guidedflow.native` has by that name."""
-    return importlib.import_module("guidedflow.native").operations(name, xla)
-
-
-OPERATIONS: Mapping[str, Callable[[str, XLA], Operations]] = {
-    "xla": lambda name, xla: xla,
-    **dict.fromkeys(("native", "amx", "avx512", "avx2"), _native),
-}
-"""Name of kernels to the operations of a network; other platforms than theirs get XLA's."""
-
-
 def make(kind: str, table: Mapping[str, Callable[..., Any]], section: ConfigDict) -> Any:
     """Call `table[section.name]` with the section's other fields, those that have a value.
 
@@ -108,22 +95,6 @@ def time_draw(section: ConfigDict) -> times.Draw:
             fields = ", ".join(taken) or "no fields"
             raise ValueError(f"time draw {section.name!r} does not take {key!r}; it takes {fields}")
     return partial(draw, **bound)
-
-
-def operations_for(
-    kernels: str, attention: str, platform: str, devices: int = 1, mesh: Mesh | None = None
-) -> Operations:
-    """Return the operations of a network.
-
-    Args:
-      kernels: a name of `OPERATIONS`.
-      attention: see `nn.attention.pick`.
-      platform, devices, mesh: that they are for, see `nn.operations.XLA`.
-    Raises:
-      ValueError: an unknown name.
-    """
-    choose_kernels = choose("kernels", kernels, OPERATIONS)
-    return choose_kernels(kernels, XLA(platform, attention, devices, mesh))
 
 
 _NOT_FIELDS = ("preset", "dtype", "attention", "kernels")

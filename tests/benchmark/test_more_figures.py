@@ -12,8 +12,8 @@ import pytest
 from guidedflow import benchmark, models
 from guidedflow.benchmark import counting, growth, parts, sampling, timing, training
 from guidedflow.cli import main
+from guidedflow.models.kernels import operations_for
 from guidedflow.training import parallel
-from guidedflow.training.registries import operations_for
 
 
 def silent(line):

@@ -265,7 +265,6 @@ def test_a_label_out_of_range_gives_nan_and_never_another_class(params):
         ({"patch": 3}, "patch: 3 does not divide the image 4×8"),
         ({"heads": 3}, "heads: 3 does not divide the width 16"),
         ({"width": 18}, "multiple of 4, got 18"),
-        ({"attention": "cuddn"}, "did you mean 'cudnn'"),
         ({"remat": "ful"}, "did you mean 'full'"),
         ({"perturbation": "blurr"}, "did you mean 'blur'"),
         ({"perturb_blocks": (2,)}, r"expected indices in \[0, 2\), got 2"),

@@ -98,9 +98,9 @@ def test_a_table_lowers_the_operations_of_a_step():
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("tiny-unet", {}, "takes a DiT, got a UNet"),
-        ("tiny", {"scalars": ("scale",)}, "labels alone"),
-        ("tiny", {"num_classes": None}, "labels alone"),
+        ("tiny-unet", {}, "as a DiT with classes; got a UNet"),
+        ("tiny", {"scalars": ("scale",)}, "no further numbers"),
+        ("tiny", {"num_classes": None}, "num_classes=None"),
     ],
 )
 def test_other_networks_are_refused(name, fields, message):

@@ -89,7 +89,6 @@ def test_doubled_channels_and_sixteen_bits():
         ({"multipliers": ()}, "at least one level"),
         ({"width": 3}, "even number, got 3"),
         ({"image_size": (8, 8, 3)}, "one or two positive integers"),
-        ({"attention": "xal"}, "did you mean 'xla'"),
     ],
 )
 def test_contradictory_fields_are_refused(fields, message):

@@ -10,6 +10,7 @@ import pytest
 from guidedflow.models import DiT, stack_blocks
 from guidedflow.models.dit import Attention
 from guidedflow.nn.attention import attention
+from guidedflow.nn.operations import XLA
 from guidedflow.nn.perturbations import blur_tokens
 
 
@@ -55,7 +56,7 @@ def test_skip_is_the_network_without_the_block(case, block):
 
 
 def attend(perturbation, sigma=1.0):
-    return Attention(2, "auto", perturbation, (2, 3), sigma, jnp.float32)
+    return Attention(2, perturbation, (2, 3), sigma, jnp.float32, XLA())
 
 
 def test_identity_attention_is_the_projected_values():
