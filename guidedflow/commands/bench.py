@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from guidedflow import benchmark, config_files
+from guidedflow import benchmark
 from guidedflow.benchmark import peers, training
 from guidedflow.commands import Parser
 from guidedflow.files import replacing
@@ -103,6 +103,7 @@ def network_of(options: argparse.Namespace) -> Any:
     fields = {"dtype": dtype, "operations": operations}
     if options.preset is not None:
         return models.create(options.preset, **fields)
+    from guidedflow import config_files
     from guidedflow.training.build import build
 
     return build(config_files.load(options.config)).network.clone(**fields)

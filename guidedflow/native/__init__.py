@@ -82,6 +82,10 @@ class Native:
         """Return XLA's operations where a batch is spread over several devices."""
         return self if devices == 1 else self.xla.over(devices)
 
+    def unfused(self) -> Operations:
+        """Return XLA's operations, which a trace shows whole."""
+        return self.xla.unfused()
+
     @property
     def platform(self) -> str:
         """A CPU."""

@@ -30,3 +30,21 @@ class Capabilities:
 def capabilities(network: Any) -> Capabilities:
     """Return what a network declares; a network that declares nothing has its plain call alone."""
     return getattr(network, "capabilities", Capabilities())
+
+
+def over_devices(network: Any, devices: int) -> Any:
+    """Return a network for a batch that is spread over so many devices, to draw with.
+
+    A network that was given no operations stays as it is.
+    """
+    operations = getattr(network, "operations", None)
+    return network if operations is None else network.clone(operations=operations.over(devices))
+
+
+def unfused(network: Any) -> Any:
+    """Return a network whose operations are all seen in its trace, each once, to count them."""
+    plain = network
+    if getattr(plain, "remat", "none") != "none":
+        plain = plain.clone(remat="none")
+    operations = getattr(plain, "operations", None)
+    return plain if operations is None else plain.clone(operations=operations.unfused())

@@ -50,6 +50,9 @@ class Operations(Protocol):
     def over(self, devices: int) -> "Operations":
         """Return the operations for a batch that is spread over so many devices, to draw with."""
 
+    def unfused(self) -> "Operations":
+        """Return operations that a trace shows whole: no fused attention, no kernels."""
+
     def linear(
         self,
         x: Float[Array, "rows d"],
@@ -115,6 +118,10 @@ class XLA:
     def over(self, devices: int) -> "XLA":
         """Return the operations for a batch that is spread over so many devices, to draw with."""
         return dataclasses.replace(self, devices=devices, mesh=None)
+
+    def unfused(self) -> "XLA":
+        """Return operations that a trace shows whole: no fused attention."""
+        return XLA(self.platform, "xla")
 
     def attention_name(self, dtype: Any) -> str:
         """Return which attention runs for this dtype."""

@@ -14,9 +14,8 @@ from ml_collections import ConfigDict
 
 from guidedflow import data, paths, predictions
 from guidedflow.bundle import Bundle, model_fn
-from guidedflow.nn.capabilities import capabilities
+from guidedflow.nn.capabilities import capabilities, over_devices, unfused
 from guidedflow.nn.microbatching import micro_batches_for_device
-from guidedflow.nn.operations import XLA
 from guidedflow.registry import choose
 from guidedflow.scales import TakesScale
 from guidedflow.target import Target, attached
@@ -102,9 +101,7 @@ class Setup:
 
     def model(self, params: PyTree) -> ModelFn:
         """Return the velocity field of these parameters, for a batch spread over all devices."""
-        network: Any = self.network
-        if hasattr(network, "operations"):
-            network = network.clone(operations=network.operations.over(self.target.count))
+        network = over_devices(self.network, self.target.count)
         return model_fn(network, params, self.path, self.predicts)
 
     def guided(self, params: PyTree, scale: float) -> ModelFn:
@@ -123,7 +120,7 @@ class Setup:
         Forward and backward pass, without what a remat policy computes a second time: those are the
         operations that model FLOP utilisation counts.
         """
-        plain = _plain(self.network)
+        plain = unfused(self.network)
         loss = self.task.loss(replace(self.parts, network=plain))
         key = jax.random.key(0)
         fresh = jax.eval_shape(self.init, key)
@@ -149,17 +146,6 @@ class Setup:
             process_count=jax.process_count(),
             transform=data.random_flip if flip else None,
         )
-
-
-def _plain(network: Any) -> Any:
-    """Return the network so that each of its operations is seen once: nothing recomputed or fused."""
-    plain = network
-    if getattr(plain, "remat", "none") != "none":
-        plain = plain.clone(remat="none")
-    if hasattr(plain, "operations"):
-        # Fused attention and kernels hide operations from the count.
-        plain = plain.clone(operations=XLA(plain.operations.platform, "xla"))
-    return plain
 
 
 def load_dataset(
