@@ -12,12 +12,15 @@ import guidedflow
 ROOT = Path(guidedflow.__file__).parent
 
 # Each part may import the parts after its name, and itself; None is anything.
-CORE = {"types", "paths", "predictions", "times", "losses", "guidance", "samplers", "registry"}
+CORE = {
+    "types", "paths", "predictions", "adapters", "times", "losses", "guidance", "samplers", "registry",
+}  # fmt: skip
 MAY_IMPORT = {
     "types": set(),
     "registry": set(),
     "paths": {"types"},
     "predictions": {"types", "paths"},
+    "adapters": {"types", "paths", "predictions"},
     "times": {"types", "paths"},
     "losses": {"types", "paths", "predictions", "times"},
     "guidance": {"types", "paths", "predictions", "times"},
