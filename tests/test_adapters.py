@@ -102,7 +102,7 @@ def test_karras_preconditioning_makes_the_denoiser():
 
 @pytest.mark.parametrize("path", [LINEAR, TABLE, EDM], ids=lambda path: type(path).__name__)
 def test_karras_preconditioning_keeps_unit_variance_and_is_finite(path):
-    """The input, and the target of F, have variance 1 where the data's is d^2: their eq. 115, 118."""
+    """The input, and the target of F, have variance 1 where that of the data is d^2."""
     wrap = adapters.karras(0.5)
     t = jnp.asarray([0.0, 0.2, 0.7, 1.0])
     skip, out, into, time = jax.jit(jax.vmap(lambda s: wrap(path, s)))(t)
