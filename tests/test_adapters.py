@@ -138,7 +138,7 @@ def test_other_parameters_do_not_compile_again():
     before = scan._run._cache_size()
     outs = []
     for scale in (0.1, 0.2):
-        parameters = {"scale": jnp.float32(scale), "shift": jnp.zeros(2)}
+        parameters = {"scale": jnp.float32(scale), "shift": jnp.zeros((1, 2))}
         network = jax.tree_util.Partial(apply, parameters)
         model = adapters.as_model_fn(network, EDM, predictions.data, precondition=adapters.karras())
         outs.append(samplers.sample_ddim(model, X, np.linspace(0, 1, 4), path=EDM))

@@ -46,22 +46,22 @@ def always(path, predicts, noise, data):
     return network
 
 
-def all_samplers(model, x, ts, cond, path):
-    """Every sampler that is exact where data and noise estimates do not change along the path."""
-    common = {"cond": cond, "path": path}
-    return {
-        "ddim": samplers.sample_ddim(model, x, ts, **common),
-        "dpmpp": samplers.sample_dpmpp(model, x, ts, **common, lower_order_final=False),
-        "dpmpp3": samplers.sample_dpmpp(model, x, ts, **common, order=3, moments=samplers.exact),
-        "singlestep": samplers.sample_dpmpp_singlestep(model, x, ts, **common),
-        "unipc": samplers.sample_unipc(model, x, ts, **common),
-        "edm": samplers.sample_edm(model, x, ts, **common),
-    }
+DATA_SAMPLERS = [
+    samplers.sample_ddim,
+    samplers.sample_dpmpp,
+    samplers.sample_dpmpp_singlestep,
+    samplers.sample_unipc,
+    samplers.sample_edm,
+]
+CONSTANT = [
+    *((samplers.sample_ddim, *case, 2.5) for case in CASES),
+    *((sampler, TABLE, 0.0, 2.5) for sampler in DATA_SAMPLERS[1:]),
+    (samplers.sample_dpmpp, TABLE, 0.0, None),
+]
 
 
-@every_case
-@pytest.mark.parametrize("w", [None, 2.5], ids=["plain", "guided"])
-def test_constant_noise_ends_where_the_formula_says(path, start, w):
+@pytest.mark.parametrize(("sampler", "path", "start", "w"), CONSTANT)
+def test_constant_noise_ends_where_the_formula_says(sampler, path, start, w):
     """With noise e always, D = (x - sigma e) / alpha stays the same, and the end is the first D."""
     model = predictions.as_velocity(constant_noise, path, predictions.noise)
     labels = LABELS.astype(np.float64)
@@ -73,47 +73,48 @@ def test_constant_noise_ends_where_the_formula_says(path, start, w):
         alpha, sigma = (float(f(t)) for f in (path.alpha, path.sigma))
     noise = 0.3 + 0.5 * labels[:, None]
     x = (alpha * X + sigma * noise).astype(np.float32)
-    got = jax.jit(all_samplers, static_argnums=(0, 4))(model, x, grid(path, start), LABELS, path)
+    got = sampler(model, x, grid(path, start), LABELS, path=path)
     wanted = (x - sigma * noise) / alpha
     # Rounding of the first D; multistep methods carry differences of such on, a few times as large.
     tolerance = 64 * EPS * np.max((np.abs(x) + sigma * np.abs(noise)) / alpha)
-    for name, out in got.items():
-        np.testing.assert_allclose(out, wanted, atol=tolerance, err_msg=name)
+    np.testing.assert_allclose(got, wanted, atol=tolerance)
 
 
-@pytest.mark.parametrize("kind", ["noise", "data", "score", "v"])
 @every_case
-def test_every_prediction_is_read_as_it_is(path, start, kind):
-    """Data and noise that made the prediction are what a sampler reads, right up to both ends."""
-    predicts = getattr(predictions, kind)
+def test_every_prediction_is_read_as_it_is(path, start):
+    """Data and noise that made a prediction are what a sampler reads, right up to both ends."""
     data, noise = jnp.full((2, 3), 1.5), jnp.full((2, 3), -0.5)
     t = jnp.asarray([max(start, 1e-5), 1 - 2e-4])
-    model = predictions.as_velocity(always(path, predicts, noise, data), path, predicts)
 
     @jax.jit
     def read():
         x = jax.vmap(lambda d, n, s: path.alpha(s) * d + path.sigma(s) * n)(data, noise, t)
-        at, _ = evaluate(model, (), x, t, None, t)
-        return (
-            x,
-            [
-                predictions.read(path, at.native, at.velocity, x, t, what)[0]
-                for what in (predictions.data, predictions.noise, predicts)
-            ],
-            at.native.output,
-        )
+        got = {}
+        for kind in ("noise", "data", "score", "v"):
+            predicts = getattr(predictions, kind)
+            network = always(path, predicts, noise, data)
+            at, _ = evaluate(predictions.as_velocity(network, path, predicts), (), x, t, None, t)
+            got[kind] = (
+                at.native.output,
+                [
+                    predictions.read(path, at.native, at.velocity, x, t, what)[0]
+                    for what in (predictions.data, predictions.noise, predicts)
+                ],
+            )
+        return x, got
 
-    x, (got_data, got_noise, same), output = read()
-    np.testing.assert_array_equal(same, output)
+    x, got = read()
     alpha, sigma = (
         np.asarray(jax.vmap(f)(t), np.float64)[:, None] for f in (path.alpha, path.sigma)
     )
-    scale = 16 * EPS * (np.abs(x) + np.abs(output) + 1.5)
-    if kind == "score":
-        scale = scale * np.maximum(1, sigma**2)
-    # What is solved for is divided by its own coefficient.
-    assert np.all(np.abs(got_data - data) <= scale / np.minimum(alpha, 1) + 1e-6)
-    assert np.all(np.abs(got_noise - noise) <= scale / np.minimum(sigma, 1) + 1e-6)
+    for kind, (output, (got_data, got_noise, same)) in got.items():
+        np.testing.assert_array_equal(same, output)
+        scale = 16 * EPS * (np.abs(x) + np.abs(output) + 1.5)
+        if kind == "score":
+            scale = scale * np.maximum(1, sigma**2)
+        # What is solved for is divided by its own coefficient.
+        assert np.all(np.abs(got_data - data) <= scale / np.minimum(alpha, 1) + 1e-6), kind
+        assert np.all(np.abs(got_noise - noise) <= scale / np.minimum(sigma, 1) + 1e-6), kind
 
 
 def test_where_the_prediction_says_nothing_the_velocity_is_read():
