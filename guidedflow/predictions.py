@@ -226,6 +226,8 @@ def as_velocity(
 
     v(x, t) = p x + q network(x, t, cond), with (p, q) of `conversion` read at t moved into
     [margin, 1 - margin], so that it is finite at both ends; the network itself is called at t.
+    Samplers that step by data, noise or score read the network's own prediction instead, without the
+    margin: see `read`.
     Where the output has twice x's channels, the second half is kept as the ancestral sampler's
     learned variance.
 
