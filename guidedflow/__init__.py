@@ -1,4 +1,4 @@
-"""The functional core of guidedflow: paths, predictions, times, losses, guidance and samplers.
+"""The functional core of guidedflow: paths, predictions, adapters, losses, guidance, samplers.
 
 Importing it loads JAX and nothing heavier; each module loads when it is first named. Networks, data
 and training are imported by name (`guidedflow.models`, `guidedflow.data`, `guidedflow.training`).
@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from guidedflow.types import Evaluation, ModelFn, Scale
 
 if TYPE_CHECKING:
-    from guidedflow import distillation, guidance, losses, paths, predictions, samplers, times
+    from guidedflow import (
+        adapters,
+        distillation,
+        guidance,
+        losses,
+        paths,
+        predictions,
+        samplers,
+        times,
+    )
 
 __version__ = "0.1.0"
 
@@ -18,6 +27,7 @@ __all__ = [
     "Evaluation",
     "ModelFn",
     "Scale",
+    "adapters",
     "distillation",
     "guidance",
     "losses",

@@ -15,7 +15,8 @@ infinite):
 | data     | sigma = 0: t = 1 |
 | v        | nowhere on variance-preserving paths |
 
-`convert` says so with inf or nan; `as_velocity` stays a margin away from both ends.
+`convert` says so with inf or nan; the velocity of `as_velocity` stays a margin away from both ends,
+which `read` goes around: it takes the network's own prediction to where a sampler wants it.
 """
 
 import functools
@@ -30,10 +31,12 @@ from guidedflow.types import (
     Cond,
     Evaluation,
     ModelFn,
+    Native,
     PyTree,
     check_floating,
     check_number,
     check_times,
+    expand,
     pytree,
 )
 
@@ -134,6 +137,46 @@ def convert_batch(
     return jax.vmap(one)(value, x, t)
 
 
+def read(
+    path: Path,
+    native: Native | None,
+    value: Float[Array, "b *d"],
+    x: Float[Array, "b *d"],
+    t: Array,
+    what: Prediction,
+) -> tuple[Float[Array, "b *d"], Array]:
+    """Return what a velocity says of `what`, and by how much that moves as the velocity does.
+
+    From the network's own prediction if it has one, converted once, at t itself; if not, or where
+    that prediction says nothing (the module's table), from the velocity.
+
+    Args:
+      path: the path of the model.
+      native: of the evaluation that the velocity belongs to.
+      value: the velocity, guided or not.
+      x, t: where it was evaluated; t a scalar, or b.
+      what: the prediction wanted.
+    """
+
+    def at(t: Time) -> tuple[tuple[Time, Time], tuple[Time, Time], Array]:
+        from_velocity = conversion(path, t, velocity, what)
+        if native is None:
+            return from_velocity, from_velocity, jnp.zeros(jnp.shape(t), bool)
+        a, b = native.predicts(path, t)
+        determinant = path.alpha(t) * b - path.sigma(t) * a
+        says = jnp.isfinite(determinant) & (determinant != 0)
+        return from_velocity, conversion(path, t, native.predicts, what), says
+
+    (p, q), (own_p, own_q), says = jax.vmap(at)(t) if jnp.ndim(t) else at(t)
+    if native is None:
+        return expand(p, x) * x + expand(q, x) * value, q
+    output = native.output + (value - native.velocity) / expand(native.slope, x)
+    source = jnp.where(expand(says, x), output, value)
+    p, weight = jnp.where(says, own_p, p), jnp.where(says, own_q, q)
+    slope = jnp.where(says, own_q / native.slope, q)
+    return expand(p, x) * x + expand(weight, x) * source, slope
+
+
 @pytree
 class AsVelocity:
     """A network that predicts something else, as a model function; made by `as_velocity`."""
@@ -161,9 +204,12 @@ class AsVelocity:
             )
         if self.predicts is velocity:
             return Evaluation(output, output, output, variance), state
-        inner = interior(t, self.margin)
-        value = convert_batch(self.path, output, x, inner, self.predicts, velocity)
-        return Evaluation(value, value, value, variance), state
+        check_floating("the network's output", output)
+        one = functools.partial(conversion, self.path, src=self.predicts, dst=velocity)
+        p, q = jax.vmap(one)(interior(t, self.margin))
+        value = expand(p, x) * x + expand(q, x) * output
+        native = Native(output, value, q, self.predicts)
+        return Evaluation(value, value, value, variance, native=native), state
 
     def __call__(self, x: Array, t: Array, cond: Cond = None) -> Array:
         return self.evaluate((), x, t, cond, t)[0].velocity
@@ -180,6 +226,8 @@ def as_velocity(
 
     v(x, t) = p x + q network(x, t, cond), with (p, q) of `conversion` read at t moved into
     [margin, 1 - margin], so that it is finite at both ends; the network itself is called at t.
+    Samplers that step by data, noise or score read the network's own prediction instead, without the
+    margin: see `read`.
     Where the output has twice x's channels, the second half is kept as the ancestral sampler's
     learned variance.
 

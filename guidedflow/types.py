@@ -8,6 +8,7 @@ through its scan, by one protocol that plain functions satisfy for free:
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
@@ -27,8 +28,37 @@ arrays compiles once.
 """
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["output", "velocity", "slope"],
+    meta_fields=["predicts"],
+)
+@dataclasses.dataclass(frozen=True)
+class Native:
+    """What a network itself predicted, where that is not a velocity.
+
+    Guidance moves velocities. A velocity that was moved stands for the output
+
+      output + (velocity - self.velocity) / slope,
+
+    so that whatever is affine in the predictions means the same here, and what was not moved is the
+    network's own output to the last bit. `predictions.read` does that for samplers.
+
+    Attributes:
+      output: the network's prediction, b *d.
+      velocity: what it was turned into, b *d.
+      slope: by how much that moves as the output does, b.
+      predicts: the type of the prediction, (path, t) -> (a, b).
+    """
+
+    output: Array
+    velocity: Array
+    slope: Array
+    predicts: Callable[..., Any]
+
+
 class Evaluation(NamedTuple):
-    """What one evaluation of a guided model tells a sampler; all fields `b *d`.
+    """What one evaluation of a guided model tells a sampler; arrays are `b *d`.
 
     Attributes:
       velocity: the guided velocity.
@@ -37,6 +67,8 @@ class Evaluation(NamedTuple):
       variance: where a network predicts it, the position in [-1, 1] between the smallest and the
         largest log variance of an ancestral step; otherwise None.
       shift: what an ancestral step's mean moves by in units of its variance, a score; or None.
+      native: the network's own prediction, where that is not a velocity; otherwise None. Guidance
+        leaves it alone; a method that replaces the velocity by something of its own sets None.
     """
 
     velocity: Array
@@ -44,6 +76,7 @@ class Evaluation(NamedTuple):
     renoise: Array
     variance: Array | None = None
     shift: Array | None = None
+    native: Native | None = None
 
     @classmethod
     def plain(cls, velocity: Array) -> "Evaluation":

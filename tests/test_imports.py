@@ -14,11 +14,11 @@ ROOT = Path(guidedflow.__file__).parent
 # Each part may import the parts after its name, and itself; the others may import anything.
 CORE = {
     "types", "paths", "predictions", "times", "losses", "distillation", "scales", "guidance",
-    "samplers", "registry", "sizes", "target",
+    "samplers", "adapters", "registry", "sizes", "target",
 }  # fmt: skip
 _BASE = {"types", "registry", "sizes", "target", "files"}
 _CORE = _BASE | {"paths", "predictions", "times", "losses", "distillation", "scales"}
-_CORE |= {"guidance", "samplers"}
+_CORE |= {"guidance", "samplers", "adapters"}
 _NETWORKS = {"conditions", "nn", "models"}
 _DRAWING = {"bundle", "pipelines"}
 MAY_IMPORT = {
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "target": {"types", "registry"},
     "paths": {"types"},
     "predictions": {"types", "paths"},
+    "adapters": {"types", "paths", "predictions"},
     "times": {"types", "paths"},
     "losses": {"types", "paths", "predictions", "times"},
     "guidance": {"types", "paths", "predictions", "times"},

@@ -112,14 +112,16 @@ class DynamicThreshold:
     ) -> tuple[Evaluation, PyTree]:
         base, state = evaluate(self.model, state, x, t, cond, at)
 
-        def one(velocity: Array, x: Array, t: Array) -> Array:
-            p, q = to_space(self.path, predictions.data, t)
-            data = p * wide(x) + q * wide(velocity)
+        def one(data: Array, q: Array, velocity: Array, t: Array) -> Array:
             limit = jnp.maximum(jnp.quantile(jnp.abs(data), self.quantile), 1)
             push = (jnp.clip(data, -limit, limit) / limit - data) / q
             return velocity + jnp.where(t > 1 - MARGIN, 0, push)
 
-        velocity = jax.vmap(one)(base.velocity, x, t)
+        inner = jnp.minimum(t, 1 - MARGIN)
+        data, q = predictions.read(
+            self.path, base.native, wide(base.velocity), wide(x), inner, predictions.data
+        )
+        velocity = jax.vmap(one)(data, q, base.velocity, t)
         return _corrected(self.model, base, velocity), state
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
@@ -208,7 +210,7 @@ class ZeroInit:
             base, after = evaluate(self.model, state, x, t, cond, at)
             mask = expand(still, x)
             return jax.tree.map(
-                lambda leaf: jnp.where(mask, jnp.zeros_like(leaf), leaf), base
+                lambda leaf: jnp.where(mask, jnp.zeros_like(leaf), leaf), base._replace(native=None)
             ), after
 
         def standing() -> tuple[Evaluation, PyTree]:

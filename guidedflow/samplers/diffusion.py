@@ -27,8 +27,7 @@ def estimates(path: Path, step: Step) -> tuple[Array, Array]:
     """
 
     def read(velocity: Array, what: predictions.Prediction) -> Array:
-        p, q = predictions.conversion(path, step.t, predictions.velocity, what)
-        return p * step.x + q * velocity
+        return predictions.read(path, step.first.native, velocity, step.x, step.t, what)[0]
 
     return (
         read(step.first.velocity, predictions.data),

@@ -32,10 +32,12 @@ class KarrasHeun:
         if not self.corrects:
             return x, step.memory
         end = step.evaluate(x, step.s)
-        p, q = predictions.conversion(self.path, step.s, predictions.velocity, predictions.noise)
+        end_noise, _ = predictions.read(
+            self.path, end.native, end.renoise, x, step.s, predictions.noise
+        )
         alpha_t, sigma_t = self.path.alpha(step.t), self.path.sigma(step.t)
         fall = sigma - alpha * sigma_t / jnp.where(alpha_t > 0, alpha_t, 1.0)
-        corrected = x + 0.5 * fall * (p * x + q * end.renoise - noise)
+        corrected = x + 0.5 * fall * (end_noise - noise)
         return jnp.where((alpha_t > 0) & (sigma > 0), corrected, x), step.memory
 
 

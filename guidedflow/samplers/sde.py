@@ -8,9 +8,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from guidedflow import predictions
 from guidedflow.paths import Path, derivatives
+from guidedflow.samplers.diffusion import estimates
 from guidedflow.samplers.scan import Solver, Step, run
 from guidedflow.times import GridLike
-from guidedflow.types import Cond, ModelFn, check_number
+from guidedflow.types import Cond, Evaluation, ModelFn, check_number
 
 Diffusion = Callable[[Path, Array], Array]
 """(path, t) -> g(t) >= 0, the coefficient of the noise."""
@@ -101,10 +102,10 @@ class bump:
         return jnp.sqrt(self.value) * jnp.abs(jnp.sin(jnp.pi * t))
 
 
-def drift(path: Path, diffusion: Diffusion, velocity: Array, x: Array, t: Array) -> Array:
+def drift(path: Path, diffusion: Diffusion, at: Evaluation, x: Array, t: Array) -> Array:
     """Return v + g^2 / 2 score at scalar time t, over a batch.  Ma et al. 2024, eq. 4."""
-    p, q = predictions.conversion(path, t, predictions.velocity, predictions.score)
-    return velocity + 0.5 * diffusion(path, t) ** 2 * (p * x + q * velocity)
+    score, _ = predictions.read(path, at.native, at.velocity, x, t, predictions.score)
+    return at.velocity + 0.5 * diffusion(path, t) ** 2 * score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,7 @@ class EulerMaruyama:
 
     def __call__(self, step: Step) -> tuple[Array, PyTree]:
         h = step.s - step.t
-        slope = drift(self.path, self.diffusion, step.first.velocity, step.x, step.t)
+        slope = drift(self.path, self.diffusion, step.first, step.x, step.t)
         x = step.x + h * slope
         if self.noisy:
             x = x + self.diffusion(self.path, step.t) * jnp.sqrt(h) * step.draw(0)
@@ -140,10 +141,9 @@ class StochasticHeun:
         h = step.s - step.t
         g = [self.diffusion(self.path, time) for time in (step.t, step.s)]
         noise = jnp.sqrt(0.5 * h * (g[0] ** 2 + g[1] ** 2)) * step.draw(0)
-        slope = drift(self.path, self.diffusion, step.first.velocity, step.x, step.t)
+        slope = drift(self.path, self.diffusion, step.first, step.x, step.t)
         guess = step.x + h * slope + noise
-        velocity = step.evaluate(guess, step.s).velocity
-        end = drift(self.path, self.diffusion, velocity, guess, step.s)
+        end = drift(self.path, self.diffusion, step.evaluate(guess, step.s), guess, step.s)
         return step.x + 0.5 * h * (slope + end) + noise, step.memory
 
 
@@ -164,13 +164,8 @@ class Tweedie:
     path: Path
 
     def __call__(self, step: Step) -> tuple[Array, PyTree]:
-        def estimate(what: predictions.Prediction) -> Array:
-            p, q = predictions.conversion(self.path, step.t, predictions.velocity, what)
-            return p * step.x + q * step.first.velocity
-
-        alpha, sigma = self.path.alpha(step.s), self.path.sigma(step.s)
-        x = alpha * estimate(predictions.data) + sigma * estimate(predictions.noise)
-        return x, step.memory
+        data, noise = estimates(self.path, step)
+        return self.path.alpha(step.s) * data + self.path.sigma(step.s) * noise, step.memory
 
 
 def mean(path: Path, diffusion: Diffusion) -> Solver:

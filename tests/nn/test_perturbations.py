@@ -72,7 +72,7 @@ def test_an_infinite_blur_gives_every_token_the_answer_to_the_mean_query():
     p = attend("none").init(jax.random.key(1), x, None)
     packed = (x @ p["params"]["qkv"]["kernel"]).reshape(2, 6, 3, 2, 4)
     q, k, v = (packed[:, :, i] for i in range(3))
-    mixed = attention(jnp.broadcast_to(q.mean(1, keepdims=True), q.shape), k, v, "xla")
+    mixed = attention(jnp.broadcast_to(q.mean(1, keepdims=True), q.shape), k, v)
     expected = mixed.reshape(2, 6, 8) @ p["params"]["proj"]["kernel"]
     got = attend("blur", float("inf")).apply(p, x, None)
     np.testing.assert_allclose(got, expected, atol=1e-5)
