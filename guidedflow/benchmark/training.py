@@ -47,12 +47,12 @@ def strategy_of(name: str, mesh: tuple[int, int] = (0, 1)) -> Any:
     Raises:
       ValueError: the mesh does not fit the devices.
     """
-    from guidedflow.training import registries
+    from guidedflow.training import parallel
 
     target = attached()
     if name == "one":
         return _one_device(target)
-    return registries.STRATEGIES[name](target, *mesh)
+    return parallel.STRATEGIES[name](target, *mesh)
 
 
 def _one_device(target: Target) -> Any:

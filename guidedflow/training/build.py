@@ -194,7 +194,7 @@ def build(config: ConfigDict, *, target: Target | None = None) -> Setup:
     """
     check(config)
     target = target or attached()
-    make_strategy = choose("strategy", config.parallel.strategy, registries.STRATEGIES)
+    make_strategy = choose("strategy", config.parallel.strategy, parallel.STRATEGIES)
     strategy = make_strategy(target, config.parallel.data, config.parallel.fsdp)
     if config.batch % (target.count * config.accumulate):
         raise ValueError(

@@ -223,3 +223,13 @@ def abstract_state(init: Callable[[Key[Array, ""]], PyTree], strategy: Strategy)
         shapes,
         places,
     )
+
+
+STRATEGIES: Mapping[str, Callable[[Target, int, int], Strategy]] = {
+    "auto": lambda target, *_: pmap(target) if target.count > 1 else data(target),
+    "pmap": lambda target, *_: pmap(target),
+    "data": lambda target, *_: data(target),
+    "fsdp": lambda target, *_: fsdp(target),
+    "mesh": lambda target, data, fsdp: Sharded(make_mesh(target, data, fsdp)),
+}
+"""Name in a config to (target, data, fsdp) -> strategy; data and fsdp are the sizes of "mesh"."""

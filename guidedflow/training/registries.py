@@ -17,8 +17,6 @@ from guidedflow import losses, models, paths, predictions, times
 from guidedflow.conditions import Condition
 from guidedflow.models.kernels import operations_for
 from guidedflow.registry import choose, nearest
-from guidedflow.target import Target
-from guidedflow.training import parallel
 from guidedflow.training.step import Schedule
 
 PATHS: Mapping[str, Callable[..., paths.Path]] = {
@@ -56,13 +54,6 @@ WEIGHTINGS: Mapping[str, Callable[..., losses.Weighting | None]] = {
 OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
     "adamw": optax.adamw,
     "lion": optax.lion,
-}
-STRATEGIES: Mapping[str, Callable[[Target, int, int], parallel.Strategy]] = {
-    "auto": lambda target, *_: parallel.pmap(target) if target.count > 1 else parallel.data(target),
-    "pmap": lambda target, *_: parallel.pmap(target),
-    "data": lambda target, *_: parallel.data(target),
-    "fsdp": lambda target, *_: parallel.fsdp(target),
-    "mesh": lambda target, data, fsdp: parallel.Sharded(parallel.make_mesh(target, data, fsdp)),
 }
 
 
