@@ -1,4 +1,4 @@
-"""A folder of pictures with one subfolder a class."""
+"""A folder of pictures, with one subfolder a class, or captions, or both."""
 
 import dataclasses
 import hashlib
@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
-from guidedflow.data.dataset import Dataset, Indices, remember
+from guidedflow.data.captions import folder_captions, with_captions
+from guidedflow.data.dataset import Batch, Dataset, Indices, remember
 from guidedflow.data.images import DECODE_ERRORS, decode_file, size_of
 from guidedflow.registry import choose
 
@@ -45,7 +46,7 @@ class _Pictures:
     def __len__(self) -> int:
         return len(self.files)
 
-    def gather(self, indices: Indices) -> tuple[UInt8[np.ndarray, "n h w 3"], Int[np.ndarray, "n"]]:
+    def gather(self, indices: Indices) -> Batch:
         images = np.empty((len(indices), *self.size, 3), np.uint8)
         for row, index in enumerate(indices.tolist()):
             file = self.root / self.files[index]
@@ -53,7 +54,7 @@ class _Pictures:
                 images[row] = decode_file(file, self.size, 3)
             except DECODE_ERRORS as error:
                 raise ValueError(f"cannot read {file} (example {index}): {error}") from error
-        return images, self.labels[indices]
+        return {"image": images, "label": self.labels[indices]}
 
 
 def open_folder(
@@ -66,7 +67,9 @@ def open_folder(
     """Open path/class/picture, or path/split/class/picture where the split has its own folder.
 
     Classes are the sorted names of the subfolders; examples are sorted by class, then by file name.
-    Pictures are decoded to colour, scaled to cover `image_size` and cropped at the centre.
+    Without a picture in any subfolder, those in path itself are of one class.  Captions are read as
+    `folder_captions` says.  Pictures are decoded to colour, scaled to cover `image_size` and cropped
+    at the centre.
 
     Args:
       path: the folder.
@@ -74,7 +77,8 @@ def open_folder(
       image_size: side or (height, width).
       cache_bytes: decoded images are remembered where all of them fit in this.
     Raises:
-      ValueError: no such folder, split or picture, or no `image_size`.
+      ValueError: no such folder, split or picture, no `image_size`, or captions that do not match the
+        pictures.
     """
     root = Path(path).expanduser()
     if image_size is None:
@@ -89,15 +93,19 @@ def open_folder(
         files += [f"{name}/{file}" for file in found]
         labels += [label] * len(found)
     if not files:
+        classes = []
+        files = sorted(e.name for e in os.scandir(root) if _is_picture(e.name))
+        labels = [0] * len(files)
+    if not files:
         raise ValueError(
-            f"no pictures in {root}: expected class subfolders with {', '.join(sorted(SUFFIXES))}"
+            f"no pictures in {root} or its class subfolders: expected {', '.join(sorted(SUFFIXES))}"
         )
     pictures = _Pictures(root, tuple(files), np.array(labels, np.int32), size)
     shape = (*size, 3)
-    return Dataset(
+    dataset = Dataset(
         source=remember(pictures, shape, np.uint8, cache_bytes),
         image_shape=shape,
-        num_classes=len(classes),
+        num_classes=max(1, len(classes)),
         class_names=tuple(classes),
         identity={
             "name": f"folder:{Path(path).name}",
@@ -108,6 +116,8 @@ def open_folder(
             "image_shape": list(shape),
         },
     )
+    captions = folder_captions(root, files)
+    return dataset if captions is None else with_captions(dataset, captions)
 
 
 def _is_picture(name: str) -> bool:

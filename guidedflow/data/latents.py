@@ -13,10 +13,10 @@ import os
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 
 from guidedflow.data.codes import Code, load_code
-from guidedflow.data.dataset import Dataset, Draws, Indices, remember
+from guidedflow.data.dataset import Batch, Dataset, Draws, Indices, remember
 from guidedflow.data.draws import normals
 from guidedflow.data.folder import split_folder
 from guidedflow.data.latent_files import DECODER, DTYPES, FORMAT, INDEX, VERSION
@@ -66,7 +66,7 @@ class _Latents:
     def __len__(self) -> int:
         return len(self.records)
 
-    def gather(self, indices: Indices) -> tuple[Float[np.ndarray, "n h w k"], Int[np.ndarray, "n"]]:
+    def gather(self, indices: Indices) -> Batch:
         expected = 4 + int(np.prod(self.shape)) * self.dtype.itemsize
         read = self.records.read(indices)
         for index, record in zip(indices.tolist(), read, strict=True):
@@ -78,7 +78,7 @@ class _Latents:
         table = np.frombuffer(b"".join(read), np.uint8).reshape(len(read), expected)
         labels = np.ascontiguousarray(table[:, :4]).view("<i4").reshape(-1)
         latents = np.ascontiguousarray(table[:, 4:]).view(self.dtype.newbyteorder("<"))
-        return latents.reshape(len(read), *self.shape), labels.astype(np.int32)
+        return {"image": latents.reshape(len(read), *self.shape), "label": labels.astype(np.int32)}
 
 
 def open_latents(path: str | os.PathLike, *, split: str = "train", cache_bytes: int = 0) -> Dataset:

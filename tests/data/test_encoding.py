@@ -26,7 +26,7 @@ class Drawn:
     def gather(self, indices):
         if self.bad in indices:
             raise ValueError(f"cannot read picture {self.bad}")
-        return self.images[indices], (indices % 3).astype(np.int32)
+        return {"image": self.images[indices], "label": (indices % 3).astype(np.int32)}
 
 
 def pictures(images, **options):
