@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "guidance": {"types", "paths", "predictions", "times"},
     "samplers": {"types", "paths", "predictions", "times"},
     "models": {"types", "registry"},
-    "data": {"registry"},
+    "conditions": {"types", "registry"},
+    "data": {"registry", "conditions"},
 }
 HEAVY = {
     "flax", "optax", "orbax", "grain", "tensorflow_datasets", "tensorflow", "diffrax", "matplotlib",

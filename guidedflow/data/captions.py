@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -123,7 +124,7 @@ def _rows(table: Path) -> Iterator[tuple[str, str, str]]:
         raise ValueError(f"cannot read {table}: {error}") from error
 
 
-def _json_lines(table: Path) -> Iterator[tuple[int, object]]:
+def _json_lines(table: Path) -> Iterator[tuple[int, Any]]:
     with table.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -133,7 +134,7 @@ def _json_lines(table: Path) -> Iterator[tuple[int, object]]:
                     raise ValueError(f"{table} line {number} is not JSON: {error}") from error
 
 
-def _csv_lines(table: Path) -> Iterator[tuple[int, object]]:
+def _csv_lines(table: Path) -> Iterator[tuple[int, Any]]:
     with table.open(encoding="utf-8", newline="") as lines:
         reader = csv.DictReader(lines)
         for record in reader:

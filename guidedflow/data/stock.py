@@ -98,7 +98,7 @@ class _Examples:
             except (*DECODE_ERRORS, *_PARSE_ERRORS) as error:
                 raise self._undecodable(int(indices[row]), error) from error
             captions[row] = self._texts(example)
-        batch = {"image": images, "label": labels}
+        batch: Batch = {"image": images, "label": labels}
         return batch if self.caption is None else {**batch, "captions": captions}
 
     def captions(self) -> Iterator[str]:
