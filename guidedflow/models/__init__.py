@@ -6,12 +6,14 @@ from guidedflow.models.grouping import in_groups
 from guidedflow.models.modulations import tabulated
 from guidedflow.models.presets import PRESETS, create
 from guidedflow.models.stacking import stack_blocks, unstack_blocks
+from guidedflow.models.text import TextEncoder
 from guidedflow.models.unet import UNet
 
 __all__ = [
     "PRESETS",
     "Classifier",
     "DiT",
+    "TextEncoder",
     "UNet",
     "create",
     "in_groups",
