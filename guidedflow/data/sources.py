@@ -10,12 +10,15 @@ from pathlib import Path
 from guidedflow.data import stock
 from guidedflow.data.dataset import Dataset
 from guidedflow.data.digits import prepare_digits
+from guidedflow.data.emoji import prepare_emoji
 from guidedflow.data.folder import open_folder
 from guidedflow.data.images import size_of
 from guidedflow.data.latents import open_latents
 from guidedflow.registry import choose, nearest
 
 _KINDS = ("tfds", "folder", "latents")
+# Made from installed packages, on first use.
+_LOCAL = {"digits": prepare_digits, "emoji": prepare_emoji}
 
 
 def default_data_dir() -> Path:
@@ -45,9 +48,9 @@ def load(
     """Return the data set that a string names; nothing is ever downloaded.
 
     Args:
-      spec: "digits" (prepared on first use), the name of a prepared tensorflow-datasets set with
+      spec: "digits" or "emoji" (prepared on first use), the name of a prepared tensorflow-datasets set with
         or without "tfds:" before it ("cifar10", "tfds:imagenet_resized/64x64"), "folder:PATH" for
-        pictures in class subfolders, "latents:PATH" for what `write_latents` wrote.
+        pictures in class subfolders or with captions, "latents:PATH" for what `write_latents` wrote.
       split: "train", "test", ... as the set has them; for stock sets also "train[:90%]".
       image_size: side or (height, width): resized to cover it, then cropped at the centre; None
         keeps a fixed stored size.
@@ -70,7 +73,7 @@ def load(
         return dataset
     name = rest if kind == "tfds" else spec
     roots = _roots(data_dir)
-    folder = prepare_digits(roots[0]) if name == "digits" else _find(name, roots)
+    folder = _LOCAL[name](roots[0]) if name in _LOCAL else _find(name, roots)
     return stock.open_prepared(
         folder, name=name, split=split, image_size=image_size, cache_bytes=cache_bytes
     )
@@ -95,31 +98,31 @@ def _check_known(name: str) -> None:
     import tensorflow_datasets as tfds
 
     # Community sets would be listed over the network.
-    known = [*tfds.list_builders(with_community_datasets=False), "digits"]
+    known = [*tfds.list_builders(with_community_datasets=False), *_LOCAL]
     if re.split("[/:]", name)[0] not in known:
         raise ValueError(
-            f"unknown data set {name!r}{nearest(name, known)}; known: digits, folder:PATH, "
-            "latents:PATH, and the image sets of tensorflow-datasets"
+            f"unknown data set {name!r}{nearest(name, known)}; known: {', '.join(_LOCAL)}, "
+            "folder:PATH, latents:PATH, and the image sets of tensorflow-datasets"
         )
 
 
 def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
     """Write a data set to disk, in the form that `load` reads; a set that is there is left alone.
 
-    "digits" needs no network.  A stock set is downloaded, and needs TensorFlow this once.
+    "digits" and "emoji" need no network.  A stock set is downloaded, and needs TensorFlow this once.
 
     Args:
-      name: "digits" or a tensorflow-datasets name, name[/config].
+      name: "digits", "emoji" or a tensorflow-datasets name, name[/config].
       data_dir: where to; `default_data_dir()` otherwise.
     Returns:
       the folder that holds the set.
     Raises:
-      ValueError: an unknown name (with the nearest), TensorFlow missing, or a failed download.
+      ValueError: an unknown name (with the nearest), a package missing, or a failed download.
     """
     name = name.removeprefix("tfds:")
     root = _roots(data_dir)[0]
-    if name == "digits":
-        return prepare_digits(root)
+    if name in _LOCAL:
+        return _LOCAL[name](root)
     found = stock.find_prepared(name, [root])
     if found is not None:
         return found
