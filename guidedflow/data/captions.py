@@ -2,9 +2,10 @@
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from guidedflow.data.dataset import Batch, Dataset, Draws, Indices, Source
 from guidedflow.data.draws import hash64
 
 METADATA = ("metadata.jsonl", "metadata.csv")
+OF_LATENTS = "captions.json"
 Captions = tuple[str, ...]
 
 _PURPOSE = 4
@@ -49,10 +51,6 @@ class _Captioned:
         chosen[:] = [self.captions[index] for index in indices.tolist()]
         return {**self.source.gather(indices), "captions": chosen}
 
-    def texts(self) -> Iterator[str]:
-        for captions in self.captions:
-            yield from captions
-
 
 def with_captions(dataset: Dataset, captions: Sequence[Captions]) -> Dataset:
     """Return the set with one or more captions an example; one of them is drawn at each reading.
@@ -71,8 +69,28 @@ def with_captions(dataset: Dataset, captions: Sequence[Captions]) -> Dataset:
         dataset,
         source=source,
         identity={**dataset.identity, "version": version},
-        captions=source.texts,
+        captions=functools.partial(iter, source.captions),
     ).map(draw_caption)
+
+
+def write_captions(file: Path, captions: Iterable[Captions]) -> None:
+    """Write the captions of every example of a set of latents, in order, as JSON."""
+    file.write_text(json.dumps([list(texts) for texts in captions]), encoding="utf-8")
+
+
+def read_captions(file: Path) -> list[Captions]:
+    """Return what `write_captions` wrote.
+
+    Raises:
+      ValueError: the file cannot be read or holds something else; the message names it.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not all(isinstance(text, str) for texts in found for text in texts):
+            raise ValueError("expected a list of lists of texts")
+        return [tuple(texts) for texts in found]
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"cannot read the captions {file}: {error}") from error
 
 
 def folder_captions(root: Path, files: Sequence[str]) -> list[Captions] | None:

@@ -59,7 +59,7 @@ class Dataset:
       decode: stored form to float32, given one 64-bit draw an example.
       decoder: of latents: what a model of this set draws, to images; None where it draws images.
       maps: applied in order to every batch that is read, with one 64-bit draw an example.
-      captions: iterates over every caption of the set, in order; None where it has none.
+      captions: iterates over the captions of every example, in order; None where there are none.
     """
 
     source: Source
@@ -70,7 +70,7 @@ class Dataset:
     decode: Decode = decode_pixels
     decoder: Decoder | None = None
     maps: tuple[Map, ...] = ()
-    captions: Callable[[], Iterator[str]] | None = None
+    captions: Callable[[], Iterator[tuple[str, ...]]] | None = None
 
     def map(self, change: Map) -> "Dataset":
         """Return this set with `change` applied to every batch, after the maps that are there."""

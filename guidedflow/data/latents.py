@@ -3,8 +3,9 @@
 A folder holds `index.json` and shards `latents-00000.array_record`, ....  One record is one
 example: its class as a little-endian int32, then its latent, or the mean and the log-variance of
 it, as height x width x channels numbers.  array_record keeps a checksum for each record, so that
-damage is found when a record is read.  `decoder.npz`, where there is one, turns latents back into
-pictures; without it they are shown as they are.
+damage is found when a record is read.  `captions.json`, where there is one, holds each example's
+captions.  `decoder.npz`, where there is one, turns latents back into pictures; without it they are
+shown as they are.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from guidedflow.data.captions import OF_LATENTS, read_captions, with_captions
 from guidedflow.data.codes import Code, load_code
 from guidedflow.data.dataset import Batch, Dataset, Draws, Indices, remember
 from guidedflow.data.draws import normals
@@ -107,7 +109,7 @@ def open_latents(path: str | os.PathLike, *, split: str = "train", cache_bytes: 
         for shard in index["shards"]
     ]
     latents = _Latents(Records(shards), (height, width, stored_channels), dtype)
-    return Dataset(
+    dataset = Dataset(
         source=remember(latents, latents.shape, dtype, cache_bytes),
         image_shape=(height, width, channels),
         num_classes=index["num_classes"],
@@ -126,6 +128,8 @@ def open_latents(path: str | os.PathLike, *, split: str = "train", cache_bytes: 
             "image_shape": [height, width, channels],
         },
     )
+    captions = folder / OF_LATENTS
+    return with_captions(dataset, read_captions(captions)) if captions.exists() else dataset
 
 
 def _read_index(file: Path) -> dict:

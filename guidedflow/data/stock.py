@@ -101,12 +101,12 @@ class _Examples:
         batch: Batch = {"image": images, "label": labels}
         return batch if self.caption is None else {**batch, "captions": captions}
 
-    def captions(self) -> Iterator[str]:
-        """Iterate over the captions alone, in order; pictures are read but not decoded."""
+    def captions(self) -> Iterator[tuple[str, ...]]:
+        """Iterate over the captions of each example, in order; pictures are read but not decoded."""
         for start in range(0, len(self), _BLOCK):
             block = np.arange(start, min(start + _BLOCK, len(self)))
             for example in self._examples(block):
-                yield from self._texts(example)
+                yield self._texts(example)
 
     def _examples(self, indices: Indices) -> Iterator[dict]:
         # Pictures are decoded in `gather`, where the target size is known, and not by tfds.
