@@ -13,7 +13,7 @@ from torch import nn
 from guidedflow.benchmark import SCALE, Workload
 from guidedflow.benchmark.peers import Peer
 from guidedflow.models.dit import DiT
-from guidedflow.models.embeddings import grid_positions
+from guidedflow.nn.embeddings import grid_positions
 
 from .torch_dit import linear, to_torch
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from guidedflow.benchmark import SCALE, Workload
 from guidedflow.benchmark.peers import Peer
 from guidedflow.models.dit import DiT
-from guidedflow.models.embeddings import grid_positions
+from guidedflow.nn.embeddings import grid_positions
 
 
 class Block(nn.Module):

@@ -29,7 +29,7 @@ from PIL import Image
 
 from guidedflow import data
 from guidedflow.cli import use_compilation_cache
-from guidedflow.commands.train import load_config
+from guidedflow.config_files import load as load_config
 from guidedflow.training import loop, metrics
 from guidedflow.training.batches import Numbered
 
@@ -74,7 +74,7 @@ class InTurn(loop.Run):
     disturbed: list[tuple[float, float]]
 
     def _compile(self, key: jax.Array) -> Any:
-        source, place = Numbered(self.task.batches()), self.task.strategy.place_batch
+        source, place = Numbered(self.setup.batches()), self.setup.strategy.place_batch
         self.batches = [place(source[i]) for i in range(ON_DEVICE)]
         self.bare, self.disturbed, self.others = [], [], Others()
         self.key, self.copy = key, jax.tree.map(jnp.copy, self.state)
@@ -111,10 +111,10 @@ class Empty(loop.Run):
         self.seconds = (time.process_time() - self.began) / self.step
 
 
-def own_work(task: loop.Task) -> float:
+def own_work(setup: loop.Setup) -> float:
     """Return the seconds of processor time a step that the loop and its input take, without the step."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Empty(task, Path(folder), resume=False, display=False)
+        run = Empty(setup, Path(folder), resume=False, display=False)
         run.fit()
     return run.seconds
 
@@ -128,14 +128,14 @@ def only_training(config: ConfigDict, rounds: int) -> ConfigDict:
     return config
 
 
-def measure(task: loop.Task, name: str) -> tuple[float, float]:
+def measure(setup: loop.Setup, name: str) -> tuple[float, float]:
     """Return the share of the loop's time that it waits for input, and what it adds to its step.
 
     Medians over the quiet intervals, in which other processes took less than QUIET of the processors,
     or over all where these are few. The first, in which the input starts, is left out.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run = InTurn(task, Path(folder), resume=False, display=False)
+        run = InTurn(setup, Path(folder), resume=False, display=False)
         run.fit()
         clocks = metrics.read(Path(folder) / "throughput.jsonl")[1:]
     quiet = np.max(run.disturbed[1:], axis=1) < QUIET
@@ -143,9 +143,9 @@ def measure(task: loop.Task, name: str) -> tuple[float, float]:
     looped = np.array([1 / line["steps_per_second"] for line in clocks])[chosen]
     bare = np.array(run.bare[1:])[chosen]
     wait = float(np.median(np.array([line["input_wait"] for line in clocks])[chosen]))
-    own_work(task)  # the first one finds cold caches
+    own_work(setup)  # the first one finds cold caches
     print(
-        f"{name}: {1e3 * own_work(task):.2f} ms of processor time a step for all but the step, "
+        f"{name}: {1e3 * own_work(setup):.2f} ms of processor time a step for all but the step, "
         f"{1e3 * np.median(looped):.2f} ms a step in the loop (least {1e3 * looped.min():.2f}), "
         f"{1e3 * np.median(bare):.2f} ms alone (least {1e3 * bare.min():.2f}), waiting {wait:.2%}; "
         f"{quiet.sum()} of {quiet.size} intervals were quiet, {chosen.sum()} are counted",
@@ -161,7 +161,7 @@ def made_pictures(folder: Path, count: int = 2048, classes: int = 4) -> ConfigDi
         file = folder / "pictures" / str(index % classes) / f"{index:05d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8)).save(file)
-    config = load_config(ROOT / "configs" / "digits.py")
+    config = load_config("digits")
     config.dataset.name, config.dataset.image_size = f"folder:{folder / 'pictures'}", 32
     config.dataset.held_out, config.dataset.flip = "", True
     config.batch = 32
@@ -200,8 +200,8 @@ def main() -> int:
     options.add_argument("--starts", type=int, default=5, help="of the program (default 5)")
     given = options.parse_args()
     use_compilation_cache()
-    task = loop.build(only_training(load_config(given.config), given.rounds))
-    wait, overhead = measure(task, given.config.stem)
+    setup = loop.build(only_training(load_config(given.config), given.rounds))
+    wait, overhead = measure(setup, given.config.stem)
     with tempfile.TemporaryDirectory() as folder:
         made = loop.build(made_pictures(Path(folder)))
         made_wait, _ = measure(made, "made pictures, 32×32×3")
@@ -209,7 +209,7 @@ def main() -> int:
     figures = [
         ("waiting for input", f"{given.config.stem}", wait),
         ("waiting for input", "made pictures, 32×32×3", made_wait),
-        ("host overhead", f"{given.config.stem}, batch {task.config.batch}", overhead),
+        ("host overhead", f"{given.config.stem}, batch {setup.config.batch}", overhead),
         ("start to first step", " ".join(f"{s:.1f}" for s in starts), statistics.median(starts)),
     ]
     for name, about, value in figures:

@@ -30,7 +30,7 @@ from guidedflow import distillation
 from guidedflow.guidance import classifier_free
 from guidedflow.samplers import draw_noise, sample_ode
 from guidedflow.times import uniform_grid
-from guidedflow.training.build import Task
+from guidedflow.training.build import Setup
 from guidedflow.types import ModelFn
 
 SHOWS = "A student distilled from guided velocities takes one branch for what its teacher takes two for."
@@ -44,7 +44,7 @@ def _apply(
 
 
 def distil(
-    task: Task, teacher: ModelFn, teacher_params: PyTree, steps: int
+    task: Setup, teacher: ModelFn, teacher_params: PyTree, steps: int
 ) -> distillation.Student:
     """Return the student after so many steps."""
     network = task.network.clone(scalars=("scale",))

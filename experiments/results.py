@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from guidedflow.files import replacing
-from guidedflow.training.pictures import save_figure
+from guidedflow.training.plots import save_figure
 
 FOLDER = Path(__file__).parent
 _BEGAN = time.monotonic()

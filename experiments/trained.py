@@ -23,7 +23,7 @@ from guidedflow import models, paths
 from guidedflow.evaluation import Judge, fit_gaussian, frechet
 from guidedflow.files import replacing
 from guidedflow.samplers import draw_noise
-from guidedflow.training.build import Task, build
+from guidedflow.training.build import Setup, build
 from guidedflow.training.config import identity
 from guidedflow.training.grids import to_uint8
 from guidedflow.training.state import create, leaf_names
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "runs" / "experiments"
 
 
-def task_of_digits(steps: int = 0, **network: Any) -> Task:
+def task_of_digits(steps: int = 0, **network: Any) -> Setup:
     """Return the run of configs/digits.py, perhaps shorter or with another network."""
     config = runpy.run_path(str(ROOT / "configs" / "digits.py"))["get_config"]()
     if steps:
@@ -96,12 +96,12 @@ def cached(name: str, facts: Any, make: Callable[[], PyTree], like: PyTree) -> P
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def generator(task: Task, early: Sequence[int] = ()) -> tuple[ModelFn, ...]:
+def generator(task: Setup, early: Sequence[int] = ()) -> tuple[ModelFn, ...]:
     """Return the trained velocity field, and before it those of the steps `early`."""
     return tuple(task.model(params) for params in generator_params(task, early))
 
 
-def generator_params(task: Task, early: Sequence[int] = ()) -> list[PyTree]:
+def generator_params(task: Setup, early: Sequence[int] = ()) -> list[PyTree]:
     """Return the averaged parameters of the steps `early`, and of the last."""
     config, abstract = task.config, jax.eval_shape(task.init, jax.random.key(0)).params
 
@@ -123,7 +123,7 @@ def generator_params(task: Task, early: Sequence[int] = ()) -> list[PyTree]:
     return cached("generator", facts, make, [abstract] * (len(early) + 1))
 
 
-def noisy_classifier(task: Task, steps: int, preset: str = "digits-classifier") -> ModelFn:
+def noisy_classifier(task: Setup, steps: int, preset: str = "digits-classifier") -> ModelFn:
     """Return log p(label given x_t), (x, t, label) -> b, of a network trained on noised digits."""
     network, path = models.create(preset), task.path
     data, batch = task.dataset.take(), task.config.batch
@@ -167,7 +167,7 @@ class Bench:
       labels: as many of each class as of any other.
     """
 
-    def __init__(self, task: Task, images: int) -> None:
+    def __init__(self, task: Setup, images: int) -> None:
         train, held_out = task.dataset.take(), task.held_out.take()
         self.task = task
         self.judge = Judge((train["image"], train["label"]), (held_out["image"], held_out["label"]))

@@ -1,17 +1,19 @@
 """Four CPU host devices, strict rank promotion; set before anything touches JAX."""
 
+import gc
 import itertools
 import os
+
+from compiling import QUICKLY
 
 # Virtual CPU devices can deadlock on few cores when the thread pool is sized from the core count.
 os.environ.setdefault("NPROC", "16")
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of a test's time is compiling small programs: the least optimisation halves it.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=4",
-        "--xla_backend_optimization_level=0",
+        QUICKLY,
     ]
 )
 
@@ -35,6 +37,23 @@ def pytest_collection_modifyitems(items):
     """Begin with the longest files; the others keep their order."""
     rank = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(FIRST)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """Keep every compiled program for all the processes of this run of the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unreachable_objects_are_looked_for_seldom():
+    """A tracer leaves many objects and few cycles; what was imported stays to the end."""
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 50)
 
 
 modules = itertools.count(1)

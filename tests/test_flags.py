@@ -53,7 +53,7 @@ before = dict(os.environ)
 import jax
 config = dict(jax.config.values)
 from guidedflow import cli
-import guidedflow.benchmark, guidedflow.commands.bench, guidedflow.commands.flags, guidedflow.sampling
+import guidedflow.benchmark, guidedflow.commands.bench, guidedflow.commands.flags, guidedflow.pipelines.sampling
 import guidedflow.commands.sample, guidedflow.training.loop
 ours = ("XLA", "JAX", "LIBTPU", "NCCL", "CUDA", "TF_")
 after = {k: v for k, v in os.environ.items() if k.startswith(ours)}

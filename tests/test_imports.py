@@ -11,20 +11,40 @@ import guidedflow
 
 ROOT = Path(guidedflow.__file__).parent
 
-# Each part may import the parts after its name, and itself; None is anything.
-CORE = {"types", "paths", "predictions", "times", "losses", "guidance", "samplers", "registry"}
+# Each part may import the parts after its name, and itself; the others may import anything.
+CORE = {
+    "types", "paths", "predictions", "times", "losses", "distillation", "scales", "guidance",
+    "samplers", "registry", "sizes", "target",
+}  # fmt: skip
+_BASE = {"types", "registry", "sizes", "target", "files"}
+_CORE = _BASE | {"paths", "predictions", "times", "losses", "distillation", "scales"}
+_CORE |= {"guidance", "samplers"}
+_NETWORKS = {"conditions", "nn", "models"}
+_DRAWING = {"bundle", "pipelines"}
 MAY_IMPORT = {
     "types": set(),
     "registry": set(),
+    "sizes": set(),
+    "files": set(),
+    "target": {"types", "registry"},
     "paths": {"types"},
     "predictions": {"types", "paths"},
     "times": {"types", "paths"},
     "losses": {"types", "paths", "predictions", "times"},
     "guidance": {"types", "paths", "predictions", "times"},
     "samplers": {"types", "paths", "predictions", "times"},
-    "models": {"types", "registry"},
+    "distillation": {"types", "paths", "losses"},
+    "scales": {"types", "guidance", "distillation"},
     "conditions": {"types", "registry"},
-    "data": {"registry", "conditions"},
+    "nn": _BASE | {"conditions"},
+    "models": _BASE | {"conditions", "nn"},
+    "native": {"registry", "nn"},
+    "data": {"registry", "sizes", "files", "conditions"},
+    "bundle": _CORE | {"conditions", "nn"},
+    "pipelines": _CORE | _NETWORKS | {"bundle"},
+    "training": _CORE | _NETWORKS | _DRAWING | {"data"},
+    "evaluation": _CORE | _NETWORKS | _DRAWING | {"data", "training"},
+    "benchmark": _CORE | _NETWORKS | _DRAWING | {"data", "training"},
 }
 HEAVY = {
     "flax", "optax", "orbax", "grain", "tensorflow_datasets", "tensorflow", "diffrax", "matplotlib",
@@ -71,6 +91,59 @@ def test_nothing_needs_the_command_line():
     for file in FILES:
         if part(file) not in ("cli", "__main__"):
             assert "cli" not in parts_imported(file), file
+        if part(file) not in ("cli", "__main__", "commands"):
+            assert "commands" not in parts_imported(file), file
+
+
+def test_every_part_but_the_program_is_in_the_table():
+    assert {part(f) for f in FILES} - {"__init__", "__main__", "cli", "commands"} <= set(MAY_IMPORT)
+
+
+def modules():
+    """Every module of the package, and those that it imports from the package."""
+    files = {".".join(f.relative_to(ROOT.parent).with_suffix("").parts): f for f in FILES}
+    files = {name.removesuffix(".__init__"): file for name, file in files.items()}
+    return {name: set(imports(file)) & set(files) - {name} for name, file in files.items()}
+
+
+def test_no_circle_of_imports():
+    """Modules are taken away as soon as all that they import is gone; none may be left."""
+    left = modules()
+    packages = {name for name in left if any(other.startswith(f"{name}.") for other in left)}
+    while left:
+        free = {name for name, needs in left.items() if not needs & set(left) - packages}
+        assert free, f"a circle among {sorted(left)}"
+        left = {name: needs for name, needs in left.items() if name not in free}
+
+
+ASKS = {"default_backend", "devices", "device_count", "local_devices", "local_device_count"}
+
+
+def test_the_device_is_asked_for_in_one_place():
+    """Elsewhere a target says it, so that a program can be built for devices that are not there."""
+    for file in FILES:
+        if part(file) in ("target", "commands", "cli"):
+            continue
+        asked = [
+            node.func.attr
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ASKS
+            and isinstance(node.func.value, ast.Name)
+            and node.func.value.id == "jax"
+        ]
+        assert not asked, f"{file} asks {asked}"
+
+
+def test_a_network_declares_what_it_can_do():
+    """No `isinstance` or `hasattr` on a network: `nn.capabilities` is where it is read."""
+    for file in FILES:
+        if part(file) in ("nn", "models", "types", "conditions"):
+            continue
+        text = file.read_text()
+        assert "isinstance(network" not in text, file
+        assert "hasattr(network" not in text, file
 
 
 @pytest.mark.parametrize("name", sorted(CORE))

@@ -25,6 +25,7 @@ WORKER = Path(__file__).parent / "training" / "worker.py"
 STEPS = 600
 # A save every few steps, so that a good part of the kills falls into one.
 FIELDS = {"steps": STEPS, "log.every": 7, "checkpoint.every": 5}
+FLAGS = ""  # of XLA: those that a user's run has
 
 
 def command(folder):
@@ -33,7 +34,7 @@ def command(folder):
 
 
 def start(folder, log):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
     environment["JAX_COMPILATION_CACHE_DIR"] = os.fspath(folder.parent / "compiled")
     return subprocess.Popen(command(folder), env=environment, stdout=log, stderr=log)
 

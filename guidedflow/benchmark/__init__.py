@@ -10,8 +10,9 @@ from guidedflow.benchmark.counting import (
     counted_flops,
     dit_flops,
     evaluations,
+    matmul_peak,
+    matmuls,
     network_flops,
-    product_of,
 )
 from guidedflow.benchmark.growth import bench_growth, growth_table
 from guidedflow.benchmark.parts import bench_parts, parts_table
@@ -21,8 +22,6 @@ from guidedflow.benchmark.training import STRATEGIES, bench_training, strategy_o
 from guidedflow.benchmark.workload import (
     MODES,
     SCALE,
-    SOLVERS,
-    Apply,
     Workload,
     make_workload,
     model_of,
@@ -32,9 +31,7 @@ from guidedflow.benchmark.workload import (
 __all__ = [
     "MODES",
     "SCALE",
-    "SOLVERS",
     "STRATEGIES",
-    "Apply",
     "Program",
     "Workload",
     "bench",
@@ -48,11 +45,12 @@ __all__ = [
     "growth_table",
     "machine",
     "make_workload",
+    "matmul_peak",
+    "matmuls",
     "model_of",
     "network_flops",
     "over_devices",
     "parts_table",
-    "product_of",
     "program_bytes",
     "spread",
     "strategy_of",

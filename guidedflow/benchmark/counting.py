@@ -1,25 +1,25 @@
 """Operations of a network, by the compiler's count and by the closed formula, and a device's peak."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax import lax
 from jaxtyping import Array
 
-from guidedflow.benchmark.workload import EVERY, SOLVERS, Apply, Workload
-from guidedflow.models.dit import DiT
-from guidedflow.models.grouping import CPU_ROWS
-from guidedflow.models.products import pick, product
+from guidedflow.benchmark.workload import EVERY, Workload, image_channels
+from guidedflow.nn.capabilities import capabilities
+from guidedflow.nn.operations import XLA, Operations
+from guidedflow.pipelines.methods import RUNGE_KUTTA
 
 # What the two counts may differ by: softmax, normalisation and activations are in one of them alone.
 AGREE = 0.1
 
 
-def dit_flops(network: DiT) -> float:
+def dit_flops(network: Any) -> float:
     """Return the floating-point operations of one DiT evaluation of one image, 2 a multiply-add.
 
     Each block: 2 n d (3 d + d + 2 m d) for the products of n tokens of width d, 4 n^2 d for
@@ -40,7 +40,7 @@ def counted_flops(work: Workload) -> float:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         (work.params, work.noise, jnp.zeros(work.batch), work.labels),
     )
-    cost = jax.jit(Apply(work.network)).lower(*shapes).cost_analysis() or {}
+    cost = jax.jit(image_channels(work.network)).lower(*shapes).cost_analysis() or {}
     return float(cost.get("flops", 0.0))
 
 
@@ -52,7 +52,7 @@ def network_flops(work: Workload) -> tuple[float, dict[str, float | str]]:
     """
     counted = counted_flops(work)
     about: dict[str, float | str] = {"flops_per_image_by_compiler": counted / work.batch}
-    if not isinstance(work.network, DiT):
+    if not capabilities(work.network).transformer:
         return counted, about | {"flops_from": "the compiled program"}
     formula = dit_flops(work.network)
     about["flops_per_image_by_formula"] = formula
@@ -77,25 +77,58 @@ def guided_steps(starts: np.ndarray, mode: str) -> int:
 
 def evaluations(work: Workload, mode: str) -> float:
     """Return the evaluations of the whole batch that one run of this mode takes."""
-    _, each = SOLVERS[work.solver]
+    _, each = RUNGE_KUTTA[work.solver]
     starts = np.asarray(work.ts[:-1])
     return float(each * (len(starts) + guided_steps(starts, mode)))
 
 
-def product_of(network: nn.Module, batch: int, dtype: Any) -> tuple[Callable[[], None], float]:
-    """Return a run of matrix products of the network's own MLP shape, and its operations.
+@dataclasses.dataclass(frozen=True)
+class Matmul:
+    """A run of matrix products of a network's own MLP shape.
+
+    Attributes:
+      run: runs them and waits.
+      operations: floating-point operations of one run.
+    """
+
+    run: Callable[[], None]
+    operations: float
+
+
+def matmuls(network: Any, batch: int, dtype: Any) -> dict[str, Matmul]:
+    """Return runs of matrix products of the network's own MLP shape, by who computes them.
 
     The shape is that of both branches' tokens times the widest kernel: the products that most of the
-    network's time goes to, with nothing around them, by whom the network has them computed.
+    network's time goes to, with nothing around them. XLA computes one run and the network's kernels,
+    where it has others, another; the peak is that of the faster, whatever the network uses.
     """
-    rows = 2 * batch * network.grid[0] * network.grid[1]
-    backend = getattr(network, "products", "xla")
-    if jax.default_backend() == "cpu":
-        # Sampling takes a batch in turns.  XLA's product of so many rows is faster than a large one:
-        # against the large one utilisation came out above 1.  Kernels like both branches' rows.
-        rows = min(rows, CPU_ROWS if pick(backend, dtype)[0] == "xla" else 2 * CPU_ROWS)
-    width = network.width
+    own: Operations = network.operations
+    xla = XLA(own.platform)
+    candidates: dict[str, Operations] = {"matmul by XLA": xla}
+    if own.name != xla.name:
+        candidates[f"matmul by {own.name}"] = own
+    return {name: _matmul(made, network, batch, dtype) for name, made in candidates.items()}
+
+
+def matmul_peak(
+    products: Mapping[str, Matmul], seconds: dict[str, list[float]]
+) -> tuple[np.ndarray, str]:
+    """Take the products' rounds out of `seconds`; return the peak in each round and whose it is."""
+    rates = {
+        name: made.operations / np.asarray(seconds.pop(name)) for name, made in products.items()
+    }
+    best = max(rates, key=lambda name: float(np.median(rates[name])))
+    return rates[best], best
+
+
+def _matmul(operations: Operations, network: Any, batch: int, dtype: Any) -> Matmul:
+    rows, width = 2 * batch * network.grid[0] * network.grid[1], network.width
     hidden = round(network.mlp_ratio * width)
+    if operations.rows_per_turn is not None:
+        # Sampling takes a batch in turns. XLA's product of so many rows is faster than a large one:
+        # against the large one utilisation came out above 1. Kernels like both branches' rows.
+        turns = 1 if operations.name == "xla" else 2
+        rows = min(rows, turns * operations.rows_per_turn)
     # A product that the call itself outlasts would measure the call.
     rows *= max(1, round(1e8 / (2.0 * rows * width * hidden)))
     keys = jax.random.split(jax.random.key(0))
@@ -103,7 +136,7 @@ def product_of(network: nn.Module, batch: int, dtype: Any) -> tuple[Callable[[],
     b = jax.random.normal(keys[1], (width, hidden), dtype)
     one = 2.0 * rows * width * hidden
     # Long enough for the clock: about what a twentieth of a second of 200 GFLOP/s holds on a CPU.
-    target = 1e10 if jax.default_backend() == "cpu" else 2e13
+    target = 1e10 if operations.platform == "cpu" else 2e13
     count = max(1, round(target / one))
 
     @jax.jit
@@ -111,8 +144,8 @@ def product_of(network: nn.Module, batch: int, dtype: Any) -> tuple[Callable[[],
         # In one program, as the network's are, each product waiting for the one before: a call of its
         # own puts its result into fresh memory, and takes up to a fifth longer.
         def once(_: int, a: Array) -> Array:
-            return a.at[0, 0].set(jnp.tanh(product(a, b, backend)[0, 0]))
+            return a.at[0, 0].set(jnp.tanh(operations.matmul(a, b)[0, 0]))
 
         return lax.fori_loop(0, count, once, a)
 
-    return lambda: jax.block_until_ready(chain(a, b)), one * count
+    return Matmul(lambda: jax.block_until_ready(chain(a, b)), one * count)

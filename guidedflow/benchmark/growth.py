@@ -5,32 +5,32 @@ from typing import Any
 
 import numpy as np
 
-from guidedflow.benchmark.counting import evaluations, network_flops, product_of
+from guidedflow.benchmark.counting import evaluations, matmul_peak, matmuls, network_flops
 from guidedflow.benchmark.sampling import compile_mode, description
 from guidedflow.benchmark.timing import machine, spread, timed
 from guidedflow.benchmark.workload import Workload, make_workload
-from guidedflow.models.dit import DiT
+from guidedflow.nn.capabilities import capabilities
 
 # What is varied, as a multiple of the job that is asked for.
 FACTORS = (0.25, 0.5, 1.0, 1.5, 2.0)
 QUANTITIES = ("batch", "tokens", "depth", "steps")
 
 
-def sized(network: DiT, tokens: int) -> DiT:
+def sized(network: Any, tokens: int) -> Any:
     """Return the network for the square image whose side gives about that many tokens."""
     side = max(1, round(tokens**0.5))
     return network.clone(image_size=network.patch * side)
 
 
 def jobs(
-    network: DiT, batch: int, steps: int, solver: str, factors: tuple[float, ...] = FACTORS
+    network: Any, batch: int, steps: int, solver: str, factors: tuple[float, ...] = FACTORS
 ) -> dict[str, list[tuple[int, Workload]]]:
     """Return, for each quantity, its values and their jobs; the others stay as asked for.
 
     Raises:
       ValueError: the network is no DiT, whose depth and tokens can be changed.
     """
-    if not isinstance(network, DiT):
+    if not capabilities(network).transformer:
         raise ValueError(f"--grow takes a DiT, got a {type(network).__name__}")
 
     def values(middle: int) -> list[int]:
@@ -41,7 +41,7 @@ def jobs(
     deepest = network.clone(depth=max(values(network.depth)))
     params = make_workload(deepest, 1, 1, solver).params
 
-    def job(network: DiT, batch: int, steps: int) -> Workload:
+    def job(network: Any, batch: int, steps: int) -> Workload:
         return make_workload(network, batch, steps, solver, params=_first(params, network.depth))
 
     return {
@@ -74,7 +74,7 @@ def fitted(values: list[int], seconds: list[float], degree: int = 1) -> dict[str
 
 
 def bench_growth(
-    network: DiT,
+    network: Any,
     batch: int,
     steps: int,
     solver: str,
@@ -97,9 +97,10 @@ def bench_growth(
     for size, work in distinct.items():
         report(f"compiling batch {size[0]}, {size[1]} tokens, depth {size[2]}, {size[3]} steps")
         runs[str(size)] = compile_mode(work, mode).run
-    product, operations = product_of(network, batch, network.dtype)
-    seconds = timed({**runs, "product": product}, repeats, report)
-    peak = spread(operations / np.asarray(seconds.pop("product")))
+    products = matmuls(network, batch, network.dtype)
+    runs |= {name: product.run for name, product in products.items()}
+    seconds = timed(runs, repeats, report)
+    peak = spread(matmul_peak(products, seconds)[0])
     grown = {}
     for quantity, points in varied.items():
         values = [value for value, _ in points]

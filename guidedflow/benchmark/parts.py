@@ -17,49 +17,49 @@ from flax import linen as nn
 from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
-from guidedflow.benchmark.counting import product_of
+from guidedflow.benchmark.counting import matmul_peak, matmuls
 from guidedflow.benchmark.sampling import description
 from guidedflow.benchmark.timing import machine, spread, timed
-from guidedflow.benchmark.workload import Apply, Workload
-from guidedflow.models.attention import attention
-from guidedflow.models.conditioning import embed_condition
-from guidedflow.models.dit import DiT
-from guidedflow.models.embeddings import grid_positions
-from guidedflow.models.grouping import for_device
-from guidedflow.models.layers import MLP, Dense, patchify, unpatchify
-from guidedflow.models.normalization import modulate, normalize
+from guidedflow.benchmark.workload import Workload, image_channels
+from guidedflow.nn.capabilities import capabilities
+from guidedflow.nn.conditioning import embed_condition
+from guidedflow.nn.embeddings import grid_positions
+from guidedflow.nn.linear import MLP, Dense
+from guidedflow.nn.microbatching import for_device
+from guidedflow.nn.patches import patchify, unpatchify
 
 # (evaluations) -> None, which takes so many and waits.
 Evaluate = Callable[[int], None]
 
 
-def _attention(net: DiT, x: Array, c: Array) -> Array:
+def _attention(net: Any, x: Array, c: Array) -> Array:
     heads = x.reshape(*x.shape[:2], net.heads, -1)
-    return attention(heads, heads, heads, net.attention).reshape(x.shape)
+    return net.operations.attention(heads, heads, heads).reshape(x.shape)
 
 
-def _projections(net: DiT, x: Array, c: Array) -> Array:
-    q, k, v = jnp.split(Dense(3 * net.width, dtype=net.dtype)(x), 3, axis=-1)
-    return Dense(net.width, dtype=net.dtype)(q + k + v)
+def _projections(net: Any, x: Array, c: Array) -> Array:
+    dense = partial(Dense, dtype=net.dtype, operations=net.operations)
+    q, k, v = jnp.split(dense(3 * net.width)(x), 3, axis=-1)
+    return dense(net.width)(q + k + v)
 
 
-def _mlp(net: DiT, x: Array, c: Array) -> Array:
-    return MLP(round(net.mlp_ratio * net.width), dtype=net.dtype)(x)
+def _mlp(net: Any, x: Array, c: Array) -> Array:
+    return MLP(round(net.mlp_ratio * net.width), net.dtype, net.operations)(x)
 
 
-def _modulation(net: DiT, x: Array, c: Array) -> Array:
-    six = Dense(6 * net.width, dtype=net.dtype)(nn.silu(c))
+def _modulation(net: Any, x: Array, c: Array) -> Array:
+    six = Dense(6 * net.width, dtype=net.dtype, operations=net.operations)(nn.silu(c))
     return jnp.sum(six.reshape(*c.shape[:-1], 6, -1), axis=-2)
 
 
-def _normalisation(net: DiT, x: Array, c: Array) -> Array:
+def _normalisation(net: Any, x: Array, c: Array) -> Array:
     for _ in range(2):
-        x = x + c[:, None, :] * modulate(normalize(x), c, c).astype(net.dtype)
+        x = x + c[:, None, :] * net.operations.adaptive_normalize(x, c, c).astype(net.dtype)
     return x
 
 
 # Parts that every block has, by name: (network, tokens, condition) -> tokens or condition.
-BLOCK: Mapping[str, Callable[[DiT, Array, Array], Array]] = {
+BLOCK: Mapping[str, Callable[[Any, Array, Array], Array]] = {
     "attention": _attention,
     "attention's projections": _projections,
     "MLP": _mlp,
@@ -71,7 +71,7 @@ BLOCK: Mapping[str, Callable[[DiT, Array, Array], Array]] = {
 class Repeated(nn.Module):
     """One part of a block, once for every block of the network."""
 
-    source: DiT
+    source: Any
     part: str
 
     @nn.compact
@@ -85,15 +85,23 @@ class Repeated(nn.Module):
 class Embedding(nn.Module):
     """Patches, positions, time and label: everything before the blocks."""
 
-    source: DiT
+    source: Any
 
     @nn.compact
     def __call__(self, x: Array, t: Array, labels: Array) -> Array:
         net = self.source
-        tokens = Dense(net.width, dtype=net.dtype)(patchify(x, net.patch))
+        embed = Dense(net.width, dtype=net.dtype, operations=net.operations)
+        tokens = embed(patchify(x, net.patch))
         tokens += jnp.asarray(grid_positions(net.grid, net.width), net.dtype)[None]
         c = embed_condition(
-            t, labels, net.width, net.num_classes, net.scalars, net.time_scale, net.dtype
+            t,
+            labels,
+            net.width,
+            net.num_classes,
+            net.scalars,
+            net.time_scale,
+            net.dtype,
+            net.operations,
         )
         return tokens + c[:, None, :]
 
@@ -101,15 +109,16 @@ class Embedding(nn.Module):
 class Final(nn.Module):
     """The last modulation, normalisation and product, and the picture put together."""
 
-    source: DiT
+    source: Any
 
     @nn.compact
     def __call__(self, x: Array, t: Array, c: Array) -> Array:
         net = self.source
-        shift, scale = jnp.split(Dense(2 * net.width, dtype=net.dtype)(nn.silu(c)), 2, axis=-1)
+        dense = partial(Dense, dtype=net.dtype, operations=net.operations)
+        shift, scale = jnp.split(dense(2 * net.width)(nn.silu(c)), 2, axis=-1)
         values = net.patch**2 * net.channels * (2 if net.double_channels else 1)
-        inner = modulate(normalize(x), shift, scale).astype(net.dtype)
-        return unpatchify(Dense(values, dtype=net.dtype)(inner), net.patch, net.grid)
+        inner = net.operations.adaptive_normalize(x, shift, scale).astype(net.dtype)
+        return unpatchify(dense(values)(inner), net.patch, net.grid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +130,7 @@ class _Call:
         return out
 
 
-def _run_of(model: Callable, params: PyTree, inputs: tuple, network: DiT) -> Evaluate:
+def _run_of(model: Callable, params: PyTree, inputs: tuple, network: Any) -> Evaluate:
     """Compile one evaluation of the batch and return a run of so many of them."""
 
     def evaluate(params: PyTree, *inputs: Array) -> Array:
@@ -144,7 +153,7 @@ def part_runs(work: Workload) -> dict[str, Evaluate]:
       ValueError: the network is no DiT of labels alone.
     """
     net = work.network
-    if not isinstance(net, DiT) or net.scalars:
+    if not capabilities(net).transformer or net.scalars:
         raise ValueError(f"the parts of a DiT with labels are known, not of a {type(net).__name__}")
     keys = jax.random.split(jax.random.key(1), 3)
     n = net.grid[0] * net.grid[1]
@@ -152,7 +161,7 @@ def part_runs(work: Workload) -> dict[str, Evaluate]:
     c = 0.1 * jax.random.normal(keys[1], (work.batch, net.width), net.dtype)
     t = jnp.full(work.batch, 0.5)
     image = (work.noise, t, work.labels)
-    runs = {"whole": _run_of(Apply(net), work.params, image, net)}
+    runs = {"whole": _run_of(image_channels(net), work.params, image, net)}
     parts: dict[str, tuple[nn.Module, tuple]] = {
         name: (Repeated(net, name), (x, t, c)) for name in BLOCK
     }
@@ -178,9 +187,11 @@ def bench_parts(
         times = max(1, round(0.05 / min(probe["once"])))
     runs = {name: partial(run, times) for name, run in compiled.items()}
     dtype = getattr(work.network, "dtype", jnp.float32)
-    product, operations = product_of(work.network, work.batch, dtype)
-    seconds = timed({**runs, "product": product}, repeats, report)
-    peak = operations / np.asarray(seconds.pop("product"))
+    products = matmuls(work.network, work.batch, dtype)
+    timings: dict[str, Callable[[], None]] = dict(runs)
+    timings |= {name: product.run for name, product in products.items()}
+    seconds = timed(timings, repeats, report)
+    peak, _ = matmul_peak(products, seconds)
     each = {name: spread(1e3 * np.asarray(taken) / times) for name, taken in seconds.items()}
     whole = each.pop("whole")
     return {

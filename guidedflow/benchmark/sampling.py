@@ -11,11 +11,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from guidedflow import samplers
-from guidedflow.benchmark.counting import evaluations, network_flops, product_of
+from guidedflow.benchmark.counting import evaluations, matmul_peak, matmuls, network_flops
 from guidedflow.benchmark.timing import machine, peak_memory, program_bytes, spread, timed
-from guidedflow.benchmark.workload import MODES, SOLVERS, Workload, model_of
-from guidedflow.models.attention import pick
-from guidedflow.models.products import pick as pick_products
+from guidedflow.benchmark.workload import MODES, Workload, model_of
+from guidedflow.pipelines.methods import RUNGE_KUTTA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Program:
 
 def compile_mode(work: Workload, mode: str) -> Program:
     """Compile one way of sampling this workload."""
-    solver, _ = SOLVERS[work.solver]
+    solver, _ = RUNGE_KUTTA[work.solver]
     null = int(work.network.num_classes)
 
     def job(params: PyTree, noise: Array, labels: Array) -> Array:
@@ -79,10 +78,11 @@ def bench(
         programs[mode] = compile_mode(work, mode)
     memory = {mode: peak_memory(one.run, one.peak_bytes) for mode, one in programs.items()}
     dtype = getattr(work.network, "dtype", jnp.float32)
-    product, product_flops = product_of(work.network, work.batch, dtype)
+    products = matmuls(work.network, work.batch, dtype)
     runs = {mode: program.run for mode, program in programs.items()}
-    seconds = timed({**runs, **(others or {}), "product": product}, repeats, report)
-    peak = product_flops / np.asarray(seconds.pop("product"))
+    runs |= {name: product.run for name, product in products.items()}
+    seconds = timed({**runs, **(others or {})}, repeats, report)
+    peak, peak_name = matmul_peak(products, seconds)
     flops, counts = network_flops(work)
     rows = []
     for mode, program in programs.items():
@@ -104,6 +104,7 @@ def bench(
         "machine": machine(),
         "workload": description(work) | {"flops_per_image": flops / work.batch} | counts,
         "peak_flops": spread(peak),
+        "peak_from": peak_name,
         "rows": rows,
         "seconds": seconds,
     }
@@ -119,8 +120,8 @@ def description(work: Workload) -> dict[str, Any]:
         "solver": work.solver,
         "conditioning": work.conditioning,
         "dtype": jnp.dtype(dtype).name,
-        "attention": pick(getattr(work.network, "attention", "auto"), dtype)[0],
-        "products": pick_products(getattr(work.network, "products", "xla"), dtype)[0],
+        "attention": work.network.operations.attention_name(dtype),
+        "kernels": work.network.operations.name,
         "devices": work.devices,
     }
 
@@ -133,9 +134,9 @@ def heading(figures: Mapping[str, Any]) -> str:
         f"{where['date']}\n"
         f"{about['parameters'] / 1e6:.1f} M parameters, batch {about['batch']}, "
         f"{about['steps']} {about['solver']} steps, {about['dtype']}, {about['attention']} attention, "
-        f"{about['products']} products, "
+        f"kernels by {about['kernels']}, "
         f"{about['flops_per_image'] / 1e9:.3g} GFLOP an evaluation (from {about['flops_from']}), "
-        f"matmul peak {figures['peak_flops']['median'] / 1e9:.4g} GFLOP/s"
+        f"matmul peak {figures['peak_flops']['median'] / 1e9:.4g} GFLOP/s ({figures['peak_from']})"
     )
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 import guidedflow
+from guidedflow.target import attached
 
 
 def timed(
@@ -52,7 +53,7 @@ def program_bytes(compiled: Any) -> int:
 
 def device_peak() -> int:
     """Return the most bytes that the first device has held since the start; 0 if it does not count."""
-    stats = jax.local_devices()[0].memory_stats() or {}
+    stats = attached().local[0].memory_stats() or {}
     return int(stats.get("peak_bytes_in_use", 0))
 
 
@@ -75,11 +76,12 @@ def peak_memory(run: Callable[[], None], compiled_bytes: int) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Return what a figure must be read with: device, versions, date."""
-    device = jax.devices()[0]
+    target = attached()
+    device = target.devices[0]
     return {
         "device": device.device_kind,
         "platform": device.platform,
-        "devices": jax.device_count(),
+        "devices": target.count,
         "processor": processor(),
         "python": platform.python_version(),
         "jax": jax.__version__,

@@ -13,10 +13,11 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from guidedflow import losses, paths
-from guidedflow.benchmark.counting import network_flops, product_of
+from guidedflow.benchmark.counting import matmul_peak, matmuls, network_flops
 from guidedflow.benchmark.timing import peak_memory, program_bytes, spread, timed
-from guidedflow.benchmark.workload import Apply, Workload
-from guidedflow.models.grouping import micro_batches_for_device
+from guidedflow.benchmark.workload import Workload, image_channels
+from guidedflow.nn.microbatching import micro_batches_for_device
+from guidedflow.target import Target, attached
 
 LEARNING_RATE = 1e-4
 STRATEGIES = ("one", "auto", "pmap", "data", "fsdp", "mesh")
@@ -46,23 +47,15 @@ def strategy_of(name: str, mesh: tuple[int, int] = (0, 1)) -> Any:
     Raises:
       ValueError: the mesh does not fit the devices.
     """
-    from guidedflow.training import parallel
+    from guidedflow.training import registries
 
+    target = attached()
     if name == "one":
-        return _one_device()
-    if name == "auto":
-        name = "pmap" if jax.device_count() > 1 else "data"
-    if name == "mesh":
-        return parallel.Sharded(parallel.make_mesh(*mesh))
-    known: Mapping[str, Callable[[], Any]] = {
-        "pmap": parallel.Pmap,
-        "data": parallel.data,
-        "fsdp": parallel.fsdp,
-    }
-    return known[name]()
+        return _one_device(target)
+    return registries.STRATEGIES[name](target, *mesh)
 
 
-def _one_device() -> Any:
+def _one_device(target: Target) -> Any:
     """Return the sharded strategy on the first device, whatever others there are."""
     from guidedflow.training import parallel
 
@@ -70,12 +63,12 @@ def _one_device() -> Any:
         def place_batch(self, batch: PyTree) -> PyTree:
             return jax.device_put(batch, NamedSharding(self.mesh, P()))
 
-    return OneDevice(Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp")))
+    return OneDevice(Mesh(np.asarray(target.devices[:1]).reshape(1), ("data",)))
 
 
 def loss_of(work: Workload) -> Callable[[PyTree, Any, Array], Array]:
     """Return the flow-matching loss of each example, conditions dropped one time in ten."""
-    apply, null = Apply(work.network), jnp.int32(work.network.num_classes)
+    apply, null = image_channels(work.network), jnp.int32(work.network.num_classes)
 
     def loss(params: PyTree, batch: Any, key: Array) -> Array:
         of_t, of_noise, of_drop = jax.random.split(key, 3)
@@ -116,6 +109,7 @@ def step_of(work: Workload, accumulate: int = 1, strategy: Any = None) -> Traini
         learning_rate=lambda count: jnp.float32(LEARNING_RATE),
         accumulate=accumulate * micro_batches_for_device(work.network, rows),
         axis_name=strategy.axis_name,
+        in_turn=attached().platform == "cpu",
     )
     batch = strategy.place_batch(
         {"image": np.asarray(work.noise), "label": np.asarray(work.labels)}
@@ -171,10 +165,11 @@ def bench_training(
     step = step_of(work, accumulate, strategy)
     memory = peak_memory(step.run, step.peak_bytes)
     dtype = getattr(work.network, "dtype", jnp.float32)
-    product, operations = product_of(work.network, work.batch, dtype)
-    seconds = timed({"training": step.run, **others, "product": product}, repeats, report)
+    products = matmuls(work.network, work.batch, dtype)
+    runs = {name: product.run for name, product in products.items()}
+    seconds = timed({"training": step.run, **others, **runs}, repeats, report)
     devices = int(strategy.mesh.devices.size)
-    peak = devices * operations / np.asarray(seconds.pop("product"))
+    peak = devices * matmul_peak(products, seconds)[0]
     taken = np.asarray(seconds["training"])
     flops, _ = network_flops(work)
     return {

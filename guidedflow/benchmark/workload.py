@@ -6,27 +6,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
 from guidedflow import guidance, samplers, times
-from guidedflow.models.grouping import for_device
+from guidedflow.bundle import Apply
 from guidedflow.models.modulations import tabulated
+from guidedflow.nn.microbatching import for_device
+from guidedflow.target import attached
 from guidedflow.types import ModelFn
 
 SCALE = 1.5
 EVERY = 3
-# Solver to its evaluations a step.
-SOLVERS: Mapping[str, tuple[samplers.scan.Solver, int]] = {
-    "euler": (samplers.euler, 1),
-    "midpoint": (samplers.midpoint, 2),
-    "heun": (samplers.heun, 2),
-    "rk4": (samplers.rk4, 4),
-}
 # The middle half of the grid guided, and none of it: no time of a grid lies in (1e-6, 2e-6).
 MODES: Mapping[str, Callable[[ModelFn, int], ModelFn]] = {
     "none": lambda model, null: model,
@@ -49,15 +43,9 @@ MODES: Mapping[str, Callable[[ModelFn, int], ModelFn]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Apply:
-    """The network's image channels alone, as a function of parameters; equal for equal networks."""
-
-    network: nn.Module
-
-    def __call__(self, params: PyTree, x: Array, t: Array, cond: Array) -> Array:
-        output: Any = self.network.apply({"params": params}, x, t, cond)
-        return output[..., : x.shape[-1]]
+def image_channels(network: nn.Module) -> Callable[..., Array]:
+    """Return (params, x, t, labels) -> the network's image channels alone; equal for equal networks."""
+    return Partial(_image_channels, Apply(network))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +58,7 @@ class Workload:
       noise: b h w c.
       labels: b.
       ts: the grid.
-      solver: a name of SOLVERS.
+      solver: a name of RUNGE_KUTTA.
       conditioning: "each", the network's modulations computed at each step, or "once", tabulated
         for the whole grid at the start of the job.
     """
@@ -97,14 +85,15 @@ class Workload:
         return len(self.noise.sharding.device_set)
 
 
-def _image_channels(model: ModelFn, x: Array, t: Array, cond: Array) -> Array:
-    return model(x, t, cond)[..., : x.shape[-1]]
+def _image_channels(model: Callable[..., Array], *arguments: Any) -> Array:
+    *_, x, _, _ = arguments
+    return model(*arguments)[..., : x.shape[-1]]
 
 
 def model_of(work: Workload, params: PyTree, labels: Array, ts: Array) -> ModelFn:
     """Return the unguided model of a job at the times `ts`, in the groups that suit the device."""
-    network, apply = work.network, Apply(work.network)
-    model: ModelFn = Partial(apply, params)
+    network = work.network
+    model: ModelFn = Partial(_image_channels, Partial(Apply(network), params))
     if work.conditioning == "once":
         known = jnp.append(labels, jnp.int32(network.num_classes))
         model = Partial(_image_channels, tabulated(network, params, ts, known))
@@ -156,10 +145,9 @@ def over_devices(work: Workload) -> Workload:
     Raises:
       ValueError: the devices do not divide the batch.
     """
-    devices = jax.devices()
-    if work.batch % len(devices):
-        raise ValueError(f"a batch of {work.batch} does not divide over {len(devices)} devices")
-    mesh = Mesh(np.asarray(devices), ("data",))
+    mesh = attached().mesh()
+    if work.batch % mesh.size:
+        raise ValueError(f"a batch of {work.batch} does not divide over {mesh.size} devices")
     noise, labels = jax.device_put((work.noise, work.labels), NamedSharding(mesh, P("data")))
     params = jax.device_put(work.params, NamedSharding(mesh, P()))
     return dataclasses.replace(work, params=params, noise=noise, labels=labels)

@@ -1,7 +1,6 @@
-"""`guidedflow bench`: sampler steps a second, guided and not, as a table, JSON and pictures."""
+"""`guidedflow bench`: sampler steps a second, guided and not, as a table, JSON and plots."""
 
 import argparse
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -10,10 +9,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from guidedflow import benchmark
+from guidedflow import benchmark, config_files
 from guidedflow.benchmark import peers, training
 from guidedflow.commands import Parser
 from guidedflow.files import replacing
+from guidedflow.pipelines.methods import RUNGE_KUTTA
 from guidedflow.registry import choose
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -29,7 +29,9 @@ def parser() -> Parser:
         allow_abbrev=False,
     )
     options.add_argument("--preset", help="a network by name, as DiT-S/2; needs no data")
-    options.add_argument("--config", help="or a config file, whose network and data set count")
+    options.add_argument(
+        "--config", help="or a config by path or name, whose network and data set count"
+    )
     options.add_argument("--batch", type=int, default=8, help="images (default 8)")
     options.add_argument("--batches", help="or several batches one after another, as 1,8,32")
     options.add_argument("--steps", type=int, default=50, help="solver steps (default 50)")
@@ -50,10 +52,10 @@ def parser() -> Parser:
     )
     options.add_argument("--attention", default="auto", help="auto, xla, cudnn or cpu")
     options.add_argument(
-        "--products",
+        "--kernels",
         default="xla",
-        help="a DiT's float32 products by xla (default); by native, kernels compiled for this CPU; or by "
-        "one of these, amx, avx512, avx2",
+        help="who computes a network in float32: xla (default); native, kernels compiled for this CPU; "
+        "or one of these, amx, avx512, avx2",
     )
     options.add_argument(
         "--strategy",
@@ -85,46 +87,25 @@ def parser() -> Parser:
 
 def network_of(options: argparse.Namespace) -> Any:
     """Return the network that the options name."""
-    import jax
-
     from guidedflow import models
+    from guidedflow.target import attached
+    from guidedflow.training.registries import operations_for
+
+    platform = attached().platform
 
     if (options.preset is None) == (options.config is None):
         raise ValueError("bench needs --preset=NAME or --config=FILE, one of them")
     if options.dtype is None:
-        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
     else:
         dtype = choose("dtype", options.dtype, DTYPES)
-    fields = {"dtype": dtype, "attention": options.attention}
+    operations = operations_for(options.kernels, options.attention, platform)
+    fields = {"dtype": dtype, "operations": operations}
     if options.preset is not None:
-        network = models.create(options.preset, **fields)
-    else:
-        from guidedflow.training.build import build
+        return models.create(options.preset, **fields)
+    from guidedflow.training.build import build
 
-        network = build(config_in(Path(options.config))).network.clone(**fields)
-    if options.products == "xla":
-        return network
-    if not hasattr(network, "products"):
-        raise ValueError(
-            f"--products={options.products} is for a DiT, not {type(network).__name__}"
-        )
-    return network.clone(products=options.products)
-
-
-def config_in(file: Path) -> Any:
-    """Return what a config file's get_config() gives.
-
-    Raises:
-      ValueError: there is no such file, or it has no get_config.
-    """
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None or not file.is_file():
-        raise ValueError(f"there is no config file {file}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"{file} has no get_config()")
-    return module.get_config()
+    return build(config_files.load(options.config)).network.clone(**fields)
 
 
 def whole_numbers(option: str, text: str, between: str) -> list[int]:
@@ -146,16 +127,16 @@ def write(figures: Any, name: str, folder: Path, report: Report) -> None:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")
     report(f"written: {folder / name}.json")
     try:
-        from guidedflow.benchmark import pictures
+        from guidedflow.benchmark import plots
     except ImportError:
         report("no pictures: matplotlib is not installed")
         return
     drawn: dict[str, tuple[Callable[[Any, Path], None], Any]]
-    drawn = {f"{name}.png": (pictures.growth if name == "growth" else pictures.rates, figures)}
+    drawn = {f"{name}.png": (plots.growth if name == "growth" else plots.rates, figures)}
     if name == "batches":
-        drawn = {"batches.png": (pictures.batches, figures["sweep"])}
+        drawn = {"batches.png": (plots.batches, figures["sweep"])}
     elif "parts" in figures:
-        drawn["parts.png"] = (pictures.parts, figures["parts"])
+        drawn["parts.png"] = (plots.parts, figures["parts"])
     for file, (draw, what) in drawn.items():
         draw(what, folder / file)
         report(f"written: {folder / file}")
@@ -250,7 +231,7 @@ def check(options: argparse.Namespace) -> list[int]:
     for name in ("batch", "steps", "repeats", "accumulate"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
-    choose("solver", options.solver, benchmark.SOLVERS)
+    choose("solver", options.solver, RUNGE_KUTTA)
     choose("conditioning", options.conditioning, {"each": None, "once": None})
     if options.conditioning == "once" and options.solver not in ("euler", "heun"):
         raise ValueError(f"--conditioning=once: {options.solver} leaves the grid's times")

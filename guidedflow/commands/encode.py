@@ -17,7 +17,7 @@ import numpy as np
 from guidedflow import data
 from guidedflow.commands import Parser
 from guidedflow.commands.options import Progress, integer
-from guidedflow.data.codes import ENCODERS
+from guidedflow.data.autoencoders import ENCODERS
 from guidedflow.data.encoding import Job, encode
 from guidedflow.data.latent_files import DTYPES
 from guidedflow.registry import choose
@@ -64,17 +64,18 @@ def job_of(given: argparse.Namespace) -> Job:
       ValueError: an unknown name, or a data set that is not there.
     """
     fit = choose("encoder", given.encoder, ENCODERS)
-    splits = {
+    splits: dict[str, data.Dataset] = {}
+    for split in given.splits.split(","):
         # Each picture is read once: keeping it would cost memory and save nothing.
-        split: data.load(
+        splits[split] = data.load(
             given.dataset,
             split=split,
             image_size=given.image_size,
             data_dir=given.data_dir,
             cache_bytes=0,
+            # One class has one number in all splits.
+            class_names=next(iter(splits.values())).class_names if splits else None,
         )
-        for split in given.splits.split(",")
-    }
     if any(dataset.decoder for dataset in splits.values()):
         raise ValueError(f"{given.dataset} holds latents already")
     return Job(
@@ -118,7 +119,7 @@ def describe(job: Job) -> str:
     split, dataset = next(iter(job.splits.items()))
     stored = data.load(f"latents:{job.out}", split=split, cache_bytes=0)
     count = min(_COMPARED, dataset.length)
-    decoded = stored.pictures(stored.take(count)["image"])
+    decoded = stored.images(stored.take(count)["image"])
     error = np.sqrt(np.mean(np.square(decoded - dataset.take(count)["image"]))) * 127.5
     shapes = ["×".join(map(str, shape)) for shape in (stored.image_shape, dataset.image_shape)]
     return (

@@ -5,13 +5,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
-from guidedflow import sampling
-from guidedflow.methods import GRIDS, GUIDANCE, SOLVERS, WEAKER, Method
-from guidedflow.training import processes
+from guidedflow.bundle import Bundle
+from guidedflow.pipelines import GRIDS, GUIDANCE, SOLVERS, WEAKER, Method
+from guidedflow.training import load, processes
 from guidedflow.types import check_number
 
 # Seconds between plain lines where there is no terminal.
@@ -33,12 +33,12 @@ def integer(low: int) -> Callable[[str], int]:
     return read
 
 
-def integers(text: str) -> list[int]:
-    """Read whole numbers between commas, at least one."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected labels as 0,1,2, got {text!r}") from None
+def words(text: str) -> list[str]:
+    """Read numbers or names between commas, at least one."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise argparse.ArgumentTypeError(f"expected labels as 0,1,2 or cat,dog, got {text!r}")
+    return parts
 
 
 def number(text: str) -> float:
@@ -146,17 +146,17 @@ def method_of(given: argparse.Namespace, scale: float) -> Method:
 
 
 def helpers_of(
-    given: argparse.Namespace, trained: sampling.Trained, say: Callable[..., None] = print
-) -> dict[str, sampling.Trained | None]:
-    """Return the other runs that the options name, as `sampling.sample` takes them.
+    given: argparse.Namespace, bundle: Bundle, say: Callable[..., None] = print
+) -> dict[str, Any]:
+    """Return the other runs that the options name, as `pipelines.sample` takes them.
 
     Raises:
       ValueError: one is missing, or does not fit the run that is sampled.
     """
-    weaker = sampling.load(given.reference, ema=given.ema, say=say) if given.reference else None
+    weaker = load.load(given.reference, ema=given.ema, say=say) if given.reference else None
     classifier = None
     if given.classifier:
-        classifier = sampling.load_classifier(given.classifier, trained, ema=given.ema, say=say)
+        classifier = load.load_classifier(given.classifier, bundle, ema=given.ema, say=say)
     return {"weaker": weaker, "classifier": classifier}
 
 

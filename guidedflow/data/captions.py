@@ -128,6 +128,11 @@ def folder_captions(root: Path, files: Sequence[str]) -> list[Captions] | None:
     return [tuple(found[file]) for file in files]
 
 
+def is_caption_file(name: str) -> bool:
+    """Whether a file of a folder with captions is one that `folder_captions` reads."""
+    return name in METADATA or name.endswith(".txt")
+
+
 def _rows(table: Path) -> Iterator[tuple[str, str, str]]:
     """Yield (place, file name, text) of every row."""
     records = _json_lines(table) if table.suffix == ".jsonl" else _csv_lines(table)

@@ -4,23 +4,33 @@ import dataclasses
 import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt64
 from numpy.typing import DTypeLike
 
+from guidedflow.conditions import Condition, Labels
 from guidedflow.data.draws import hash64
 
 Indices = Int[np.ndarray, "n"]
 Draws = UInt64[np.ndarray, "n"]
-Decoder = Callable[[Float[np.ndarray, "n h w c"]], Float[np.ndarray, "n H W C"]]
 Decode = Callable[[Shaped[np.ndarray, "n h w k"], Draws], Float[np.ndarray, "n h w c"]]
 
 
 # "image" in [-1, 1] (or scaled latents), "label", and whatever else the set holds or a map adds.
 Batch = dict[str, Shaped[np.ndarray, "n ..."]]
 Map = Callable[[Batch, Draws], Batch]
+
+
+class Decoder(Protocol):
+    """Latents, as a network draws them, to images in [-1, 1]."""
+
+    def __call__(self, drawn: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n H W C"]: ...
+
+    def save(self, file: Path) -> dict[str, Any]:
+        """Write it to a file; return what must be known beside the file to load it again."""
 
 
 class Source(Protocol):
@@ -76,7 +86,12 @@ class Dataset:
         """Return this set with `change` applied to every batch, after the maps that are there."""
         return dataclasses.replace(self, maps=(*self.maps, change))
 
-    def pictures(self, drawn: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n H W C"]:
+    @property
+    def condition(self) -> Condition:
+        """What a model of this set is told."""
+        return Labels(self.num_classes, self.class_names)
+
+    def images(self, drawn: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n H W C"]:
         """Return images, in [-1, 1], of what a model of this set draws; latents of no decoder stay."""
         return drawn if self.decoder is None else self.decoder(drawn)
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from guidedflow.data.autoencoders import Code, load_code
 from guidedflow.data.captions import OF_LATENTS, write_captions
-from guidedflow.data.codes import Code, load_code
 from guidedflow.data.dataset import Dataset
 from guidedflow.data.latent_files import (
     DECODER,

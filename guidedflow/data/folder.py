@@ -1,19 +1,30 @@
-"""A folder of pictures, with one subfolder a class, or captions, or both."""
+"""A folder of pictures as a data set: one subfolder a class, or captions, or both."""
 
 import dataclasses
 import hashlib
+import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 
-from guidedflow.data.captions import folder_captions, with_captions
+from guidedflow.data.captions import folder_captions, is_caption_file, with_captions
 from guidedflow.data.dataset import Batch, Dataset, Indices, remember
 from guidedflow.data.images import DECODE_ERRORS, decode_file, size_of
+from guidedflow.data.listing import (
+    SUFFIXES,
+    Listing,
+    holds_pictures,
+    list_pictures,
+    pictures_below,
+)
 from guidedflow.registry import choose
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+# Beside a folder of one of these names that holds pictures itself, others are splits too.
+_SPLITS = frozenset({"train", "training", "test", "val", "valid", "validation", "dev", "eval"})
+logger = logging.getLogger(__name__)
 
 
 def split_folder(root: Path, split: str, whole: bool) -> Path:
@@ -53,7 +64,9 @@ class _Pictures:
             try:
                 images[row] = decode_file(file, self.size, 3)
             except DECODE_ERRORS as error:
-                raise ValueError(f"cannot read {file} (example {index}): {error}") from error
+                raise ValueError(
+                    f"cannot read {file} (example {index}): {error}; mend it or take it away"
+                ) from error
         return {"image": images, "label": self.labels[indices]}
 
 
@@ -63,62 +76,92 @@ def open_folder(
     split: str = "train",
     image_size: int | tuple[int, int] | None,
     cache_bytes: int,
+    class_names: Sequence[str] | None = None,
 ) -> Dataset:
     """Open path/class/picture, or path/split/class/picture where the split has its own folder.
 
-    Classes are the sorted names of the subfolders; examples are sorted by class, then by file name.
-    Without a picture in any subfolder, those in path itself are of one class.  Captions are read as
-    `folder_captions` says.  Pictures are decoded to colour, scaled to cover `image_size` and cropped
-    at the centre.
+    Classes are the sorted names of the folders that hold a readable picture; examples are sorted by
+    class, then by file name. Where pictures lie in no subfolder, they are one class, named as `path`.
+    Pictures are decoded to colour, scaled to cover `image_size` and cropped at the centre. What is
+    left out is counted and named in one line of this module's logger. Captions are read as
+    `folder_captions` says.
 
     Args:
       path: the folder.
       split: the subfolder of `path` that holds the classes; without one, `path` is "train".
       image_size: side or (height, width).
       cache_bytes: decoded images are remembered where all of them fit in this.
+      class_names: number the classes as these, for a split that may lack some of them.
     Raises:
-      ValueError: no such folder, split or picture, no `image_size`, or captions that do not match the
-        pictures.
+      ValueError: no such folder, split or picture, no `image_size`, a file or folder that may not be
+        read, a class that is not among `class_names`, or captions that do not match the pictures.
     """
     root = Path(path).expanduser()
     if image_size is None:
         raise ValueError(f"pictures in {root} may differ in size: give image_size")
     size = size_of(image_size)
-    root = split_folder(root, split, whole=True)
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    files: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(e.name for e in os.scandir(root / name) if _is_picture(e.name))
-        files += [f"{name}/{file}" for file in found]
-        labels += [label] * len(found)
-    if not files:
-        classes = []
-        files = sorted(e.name for e in os.scandir(root) if _is_picture(e.name))
-        labels = [0] * len(files)
-    if not files:
-        raise ValueError(
-            f"no pictures in {root} or its class subfolders: expected {', '.join(sorted(SUFFIXES))}"
-        )
-    pictures = _Pictures(root, tuple(files), np.array(labels, np.int32), size)
+    one_class = root.resolve().name or "pictures"
+    root = _folder_of_split(root, split)
+    listing = list_pictures(root, one_class)
+    captions = folder_captions(root, listing.files)
+    if captions is not None:
+        listing = listing.without(is_caption_file)
+    _check_pictures(root, listing)
+    classes = listing.classes if class_names is None else tuple(class_names)
+    numbers = {name: number for number, name in enumerate(classes)}
+    for name in listing.classes:
+        choose(f"class in {root}", name, numbers)
+    labels = np.array([numbers[listing.classes[label]] for label in listing.labels], np.int32)
+    pictures = _Pictures(root, listing.files, labels, size)
     shape = (*size, 3)
     dataset = Dataset(
         source=remember(pictures, shape, np.uint8, cache_bytes),
         image_shape=shape,
-        num_classes=max(1, len(classes)),
-        class_names=tuple(classes),
+        num_classes=len(classes),
+        class_names=classes,
         identity={
             "name": f"folder:{Path(path).name}",
             # Added, removed and renamed files change the numbers of the examples.
-            "version": hashlib.sha256("\n".join(files).encode()).hexdigest()[:12],
+            "version": _digest(listing.files),
             "split": split,
-            "length": len(files),
+            "length": len(listing.files),
             "image_shape": list(shape),
+            "class_names": list(classes),
         },
     )
-    captions = folder_captions(root, files)
     return dataset if captions is None else with_captions(dataset, captions)
 
 
-def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+def _folder_of_split(root: Path, split: str) -> Path:
+    """Return where a split lies; a class that happens to be named as one is a class."""
+    if not (root / split).is_dir() or not holds_pictures(root / split):
+        return split_folder(root, split, whole=True)
+    inner = any(holds_pictures(child) for child in _folders(root / split))
+    siblings = [child for child in _folders(root) if holds_pictures(child)]
+    if inner or all(child.name in _SPLITS for child in siblings):
+        return root / split
+    return choose(f"split of {root}", split, {"train": root})
+
+
+def _folders(root: Path) -> list[Path]:
+    return [c for c in root.iterdir() if not c.name.startswith(".") and c.is_dir()]
+
+
+def _check_pictures(root: Path, listing: Listing) -> None:
+    """Say what is left out of a listing; raise ValueError where nothing is left."""
+    left_out = listing.leftovers()
+    if listing.files:
+        if left_out:
+            logger.warning("left out of %s: %s", root, left_out)
+        return
+    deeper = pictures_below(root)
+    raise ValueError(
+        f"no pictures in {root}: expected class subfolders with {', '.join(sorted(SUFFIXES))}"
+        + (f"; found pictures in {deeper}: name the folder around it" if deeper else "")
+        + (f"; left out: {left_out}" if left_out else "")
+    )
+
+
+def _digest(files: Sequence[str]) -> str:
+    names = "\n".join(files).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(names).hexdigest()[:12]

@@ -1,7 +1,8 @@
-"""From a picture's bytes to the configured size: decode, resize the short side, centre crop."""
+"""From a picture's bytes to the configured size: decode, turn upright, centre crop, resize."""
 
 import io
 import os
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -10,8 +11,26 @@ from PIL import Image
 
 _MODES = {1: "L", 3: "RGB"}
 
+# The formats that are decoded, whatever a file's suffix says: Pillow would start Ghostscript for others.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
+
 # What Pillow and the file system raise for files that are not, or no longer, pictures.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+# EXIF tag 0x0112 says how the stored picture is turned to stand upright; 1 is as it is.
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAP_SIDES = {_UPRIGHT[number] for number in (5, 6, 7, 8)}
+_EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+_WHITE = (255, 255, 255, 255)
 
 
 def size_of(image_size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
@@ -35,23 +54,79 @@ def check_channels(channels: int) -> None:
 def decode_file(
     file: bytes | os.PathLike, size: tuple[int, int], channels: int
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Decode a picture, scale it to cover `size`, and cut out the centre.
+    """Decode a picture upright, scale it to cover `size`, and cut out the centre.
 
-    Bicubic with the support widened by the scale, so that shrinking does not alias.
+    Bicubic with the support widened by the scale, so that shrinking does not alias. The first image
+    of an animation or of several pages; transparent parts over white; 16 bits by their high 8;
+    colour profiles are not applied.
 
     Args:
       file: the bytes of the file, or its path.
       size: (height, width) of the result.
-      channels: 1 for grey, 3 for colour; transparency is dropped.
+      channels: 1 for grey, 3 for colour.
     Raises:
-      OSError, SyntaxError, ValueError, EOFError: the file is not a whole picture.
+      OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError: the file is not a
+        whole picture, its numbers have no known white, or it is too large for Pillow's limit.
     """
     opened: BinaryIO | os.PathLike = io.BytesIO(file) if isinstance(file, bytes) else file
-    with Image.open(opened) as picture:
-        # JPEG decodes at 1/2, 1/4 or 1/8 scale for a fraction of the work; twice the target is
-        # kept so that the filter below still decides what is seen.
-        picture.draft(_MODES[channels], (2 * size[1], 2 * size[0]))
-        return cover(picture.convert(_MODES[channels]), size, channels)
+    with Image.open(opened, formats=FORMATS) as picture:
+        _check_mode(picture)
+        if picture.format in ("JPEG", "MPO"):
+            # JPEG decodes at 1/2, 1/4 or 1/8 scale for a fraction of the work; twice the target is
+            # kept so that the filter below still decides what is seen.
+            target = (2 * size[1], 2 * size[0])
+            swapped = _orientation(picture) in _SWAP_SIDES
+            picture.draft(_MODES[channels], target[::-1] if swapped else target)
+        picture.load()
+        turn = _orientation(picture)  # None for TIFF, which Pillow has turned by now.
+        plain = _eight_bits(picture).convert(_MODES[channels])
+        return cover(plain if turn is None else plain.transpose(turn), size, channels)
+
+
+def check_header(file: Path) -> None:
+    """Raise one of `DECODE_ERRORS` unless a file begins as a picture that `decode_file` knows."""
+    with Image.open(file, formats=FORMATS) as picture:
+        _check_mode(picture)
+
+
+def _check_mode(picture: Image.Image) -> None:
+    """Raise ValueError where what is white in a picture's numbers is not known."""
+    known = picture.mode in _EIGHT_BITS or picture.mode == "F" or _is_16_bits(picture)
+    if not known:
+        raise ValueError(f"pixels of mode {picture.mode} in {picture.format} are not supported")
+
+
+def _is_16_bits(picture: Image.Image) -> bool:
+    # Older versions of Pillow read 16-bit PNG as 32-bit integers.
+    return picture.mode.startswith("I;16") or (picture.mode, picture.format) == ("I", "PNG")
+
+
+def _orientation(picture: Image.Image) -> Image.Transpose | None:
+    try:
+        return _UPRIGHT.get(picture.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        # Damaged EXIF raises errors of many kinds; the pixels behind it are whole.
+        return None
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Return an opaque picture of 8 bits a channel: deeper grey scaled, transparent parts over white."""
+    if _is_16_bits(picture):
+        values = np.asarray(picture).astype(np.int64)
+        grey = ((values + 128) // 257).astype(np.uint8)
+        clear = picture.info.get("transparency")
+        return Image.fromarray(grey if clear is None else np.where(values == clear, 255, grey))
+    if picture.mode == "F":
+        values = np.asarray(picture)
+        low, high = float(np.min(values)), float(np.max(values))
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"floating-point pixels lie from {low:g} to {high:g}, expected 0 to 1")
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    if not picture.has_transparency_data:
+        return picture
+    ground = Image.new("RGBA", picture.size, _WHITE)
+    ground.alpha_composite(picture.convert("RGBA"))
+    return ground
 
 
 def resize_array(
@@ -66,15 +141,23 @@ def resize_array(
 
 
 def cover(picture: Image.Image, size: tuple[int, int], channels: int) -> UInt8[np.ndarray, "h w c"]:
-    """Scale a picture until it just covers `size`, and cut out the centre."""
+    """Scale a picture until it just covers `size`, and cut out the centre.
+
+    The cut is made in the picture's own coordinates and only what is left is scaled, so that memory
+    is bounded by the picture and by `size`, whatever the aspect ratio.
+    """
     height, width = size
     if picture.size != (width, height):
         scale = max(height / picture.height, width / picture.width)
-        scaled = (
-            max(width, round(picture.width * scale)),
-            max(height, round(picture.height * scale)),
+        across = max(width, round(picture.width * scale))
+        down = max(height, round(picture.height * scale))
+        left, top = (across - width) // 2, (down - height) // 2
+        x, y = picture.width / across, picture.height / down
+        right, bottom = (
+            min((left + width) * x, picture.width),
+            min((top + height) * y, picture.height),
         )
-        picture = picture.resize(scaled, Image.Resampling.BICUBIC)
-        left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
-        picture = picture.crop((left, top, left + width, top + height))
+        picture = picture.resize(
+            (width, height), Image.Resampling.BICUBIC, (left * x, top * y, right, bottom)
+        )
     return np.asarray(picture, np.uint8).reshape(height, width, channels)

@@ -12,12 +12,13 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from guidedflow.data.autoencoders import Code, load_code
 from guidedflow.data.captions import OF_LATENTS, read_captions, with_captions
-from guidedflow.data.codes import Code, load_code
 from guidedflow.data.dataset import Batch, Dataset, Draws, Indices, remember
 from guidedflow.data.draws import normals
 from guidedflow.data.folder import split_folder
@@ -48,8 +49,8 @@ class _Scaled:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Pictures:
-    """What the network draws back to pictures."""
+class LatentDecoder:
+    """Scaled latents, as a network draws them, to images."""
 
     code: Code
     scale: float
@@ -57,6 +58,20 @@ class _Pictures:
 
     def __call__(self, drawn: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n H W C"]:
         return self.code.decode(drawn / np.float32(self.scale) + np.float32(self.shift))
+
+    def save(self, file: Path) -> dict[str, float]:
+        """Write the code; the scale and the shift belong beside it."""
+        self.code.save(file)
+        return {"scale": self.scale, "shift": self.shift}
+
+    @classmethod
+    def load(cls, file: Path, scale: float, shift: float) -> Self:
+        """Return the decoder whose code was saved to a file.
+
+        Raises:
+          ValueError: the file is missing or damaged.
+        """
+        return cls(load_code(file), scale, shift)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,7 +131,7 @@ def open_latents(path: str | os.PathLike, *, split: str = "train", cache_bytes: 
         class_names=tuple(index["class_names"]),
         decode=_Scaled(index["scale"], index["shift"], index["moments"]),
         decoder=(
-            _Pictures(load_code(folder / DECODER), index["scale"], index["shift"])
+            LatentDecoder.load(folder / DECODER, index["scale"], index["shift"])
             if (folder / DECODER).exists()
             else None
         ),

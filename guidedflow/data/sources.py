@@ -1,13 +1,16 @@
 """Data sets by name: the one place where a data set's string becomes a data set."""
 
 import contextlib
+import functools
 import importlib.util
 import io
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
-from guidedflow.data import stock
+from guidedflow.data import tfds as prepared
 from guidedflow.data.dataset import Dataset
 from guidedflow.data.digits import prepare_digits
 from guidedflow.data.emoji import prepare_emoji
@@ -16,7 +19,6 @@ from guidedflow.data.images import size_of
 from guidedflow.data.latents import open_latents
 from guidedflow.registry import choose, nearest
 
-_KINDS = ("tfds", "folder", "latents")
 # Made from installed packages, on first use.
 _LOCAL = {"digits": prepare_digits, "emoji": prepare_emoji}
 
@@ -44,45 +46,92 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     data_dir: str | os.PathLike | None = None,
     cache_bytes: int = 2**30,
+    class_names: Sequence[str] | None = None,
 ) -> Dataset:
     """Return the data set that a string names; nothing is ever downloaded.
 
     Args:
-      spec: "digits" or "emoji" (prepared on first use), the name of a prepared tensorflow-datasets set with
-        or without "tfds:" before it ("cifar10", "tfds:imagenet_resized/64x64"), "folder:PATH" for
+      spec: "digits" or "emoji" (prepared on first use), the name of a prepared tensorflow-datasets set
+        with or without "tfds:" before it ("cifar10", "tfds:imagenet_resized/64x64"), "folder:PATH" for
         pictures in class subfolders or with captions, "latents:PATH" for what `write_latents` wrote.
       split: "train", "test", ... as the set has them; for stock sets also "train[:90%]".
       image_size: side or (height, width): resized to cover it, then cropped at the centre; None
         keeps a fixed stored size.
       data_dir: where prepared sets lie; `default_data_dir()` and ~/tensorflow_datasets otherwise.
       cache_bytes: decoded images are kept in memory where the whole set fits in this.
+      class_names: of another split of the same folder, whose numbers of the classes this one takes;
+        other kinds of sets keep numbers of their own that all splits share.
     Raises:
       ValueError: an unknown name or split (with the nearest), a set that is not prepared (with the
         command that prepares it), or files that cannot be read (with the file).
     """
     kind, _, rest = spec.partition(":")
-    if kind == "folder":
-        return open_folder(rest, split=split, image_size=image_size, cache_bytes=cache_bytes)
-    if kind == "latents":
-        dataset = open_latents(rest, split=split, cache_bytes=cache_bytes)
-        if image_size is not None and size_of(image_size) != dataset.image_shape[:2]:
-            raise ValueError(
-                f"latents in {rest} are {dataset.image_shape[:2]}, not {size_of(image_size)}; "
-                "they cannot be resized"
-            )
-        return dataset
-    name = rest if kind == "tfds" else spec
-    roots = _roots(data_dir)
-    folder = _LOCAL[name](roots[0]) if name in _LOCAL else _find(name, roots)
-    return stock.open_prepared(
-        folder, name=name, split=split, image_size=image_size, cache_bytes=cache_bytes
+    # Without a kind before it, it is the name of a prepared set.
+    open_source, rest = (SOURCES[kind], rest) if kind in SOURCES else (_open_tfds, spec)
+    return open_source(
+        rest,
+        split=split,
+        image_size=image_size,
+        data_dir=data_dir,
+        cache_bytes=cache_bytes,
+        class_names=class_names,
     )
+
+
+class Source(Protocol):
+    """Opens a data set by what follows the kind in its string; arguments as of `load`."""
+
+    def __call__(
+        self,
+        rest: str,
+        *,
+        split: str,
+        image_size: int | tuple[int, int] | None,
+        data_dir: str | os.PathLike | None,
+        cache_bytes: int,
+        class_names: Sequence[str] | None,
+    ) -> Dataset: ...
+
+
+def _open_folder(rest: str, *, data_dir: Any, **options: Any) -> Dataset:
+    return open_folder(rest, **options)
+
+
+def _open_latents(
+    rest: str, *, split: str, image_size: Any, cache_bytes: int, **other: Any
+) -> Dataset:
+    dataset = open_latents(rest, split=split, cache_bytes=cache_bytes)
+    if image_size is not None and size_of(image_size) != dataset.image_shape[:2]:
+        raise ValueError(
+            f"latents in {rest} are {dataset.image_shape[:2]}, not {size_of(image_size)}; "
+            "they cannot be resized"
+        )
+    return dataset
+
+
+def _open_local(
+    rest: str, *, name: str, data_dir: Any, class_names: Any, **options: Any
+) -> Dataset:
+    return prepared.open_prepared(_LOCAL[name](_roots(data_dir)[0]), name=name, **options)
+
+
+def _open_tfds(rest: str, *, data_dir: Any, class_names: Any, **options: Any) -> Dataset:
+    return prepared.open_prepared(_find(rest, _roots(data_dir)), name=rest, **options)
+
+
+SOURCES: dict[str, Source] = {
+    **{name: functools.partial(_open_local, name=name) for name in _LOCAL},
+    "folder": _open_folder,
+    "latents": _open_latents,
+    "tfds": _open_tfds,
+}
+"""What stands before the colon of a data set's string, to what opens it."""
 
 
 def _find(name: str, roots: list[Path]) -> Path:
     if re.match(r"[a-z]+:(?!\d)", name):
-        choose("kind of data set", name.partition(":")[0], dict.fromkeys(_KINDS))
-    found = stock.find_prepared(name, roots)
+        choose("kind of data set", name.partition(":")[0], SOURCES)
+    found = prepared.find_prepared(name, roots)
     if found is None:
         _check_known(name)
         raise ValueError(
@@ -123,7 +172,7 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
     root = _roots(data_dir)[0]
     if name in _LOCAL:
         return _LOCAL[name](root)
-    found = stock.find_prepared(name, [root])
+    found = prepared.find_prepared(name, [root])
     if found is not None:
         return found
     _check_known(name)

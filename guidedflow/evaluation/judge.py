@@ -1,7 +1,9 @@
 """A judge of class-conditional samples that learned from real training images alone.
 
-Two classifiers of scikit-learn, both deterministic: a support vector machine says the class, and a
-small perceptron gives the features in which Fréchet distance, precision and recall are taken. What
+Where images are few numbers, two classifiers of scikit-learn, both deterministic: a support vector
+machine says the class, and a small perceptron gives the features in which Fréchet distance, precision
+and recall are taken. Larger images are made smaller, and the perceptron learns from random
+convolutions of them and says the class too. Without classes the convolutions are the features. What
 the judge itself gets wrong on held-out images stands beside every figure.
 """
 
@@ -18,31 +20,42 @@ from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
 from guidedflow.evaluation.distances import (
+    Gaussian,
     fit_gaussian,
     frechet,
     inception_score,
     nearest,
     precision_recall,
 )
+from guidedflow.evaluation.features import (
+    MOST,
+    PIXELS,
+    evenly,
+    random_convolutions,
+    smaller,
+)
 
 Images = Float[np.ndarray, "n h w c"]
 Labels = Int[np.ndarray, " n"]
+Matrix = Float[np.ndarray, "n d"]
 
-# The support vector machine's time grows with the square of what it learns from.
-_MOST = 10_000
+# Nearest neighbours of precision and recall, which need as many other images.
+_NEIGHBOURS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a set of images scored.
+    """What a set of images scored; what was not taken is not a number.
 
     Attributes:
       count: images judged.
       accuracy: share that the judge takes for the class they were asked to be.
       accuracies: the same, a class.
-      frechet_pixels: squared distance to the held-out images, pixels in [-1, 1].
+      frechet_pixels: squared distance to the held-out images, pixels in [-1, 1]; not taken of
+        images of more than 1,024 numbers.
       frechet_features: the same in the judge's features, each of unit variance on training images.
-      nearest_train: mean Euclidean distance to the nearest training image, pixels in [-1, 1].
+      nearest_train: mean Euclidean distance to the nearest training image, pixels in [-1, 1], of
+        copies of at most 32 pixels a side.
       precision, recall: in the features, k = 3, against the training images.
       inception: exp of the mean divergence of the class probabilities; 1 to the number of classes.
     """
@@ -58,70 +71,132 @@ class Scores:
     inception: float
 
 
-def _flat(images: Images) -> Float[np.ndarray, "n d"]:
-    return np.asarray(images, np.float64).reshape(len(images), -1)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Seen:
+    """A set of images as the judge sees it; Gaussians are fitted once, when they are asked for."""
+
+    flat: Matrix
+    inputs: Matrix
+    features: Matrix
+
+    @functools.cached_property
+    def pixels(self) -> Gaussian | None:
+        return fit_gaussian(self.flat) if self.flat.shape[1] <= PIXELS else None
+
+    @functools.cached_property
+    def gaussian(self) -> Gaussian:
+        return fit_gaussian(self.features)
+
+    def part(self, start: int) -> "_Seen":
+        """Every second image from `start` on."""
+        return _Seen(self.flat[start::2], self.inputs[start::2], self.features[start::2])
 
 
 class Judge:
     """Judges images against real ones; made once, used for any number of sets.
 
     Args:
-      train: real images (n, h, w, c) in [-1, 1] and their labels, which the judge learns from.
-      held_out: other real images, which distances are measured to.
+      train: real images (n, h, w, c) in [-1, 1] and their labels, which the judge learns from. Of
+        one class alone it learns nothing, and its features are `random_convolutions`.
+      held_out: other real images, which distances are measured to; None measures them to the
+        training images.
       seed: of the perceptron's initial weights.
     Raises:
-      ValueError: fewer than two classes, or images of different shapes.
+      ValueError: images of different shapes, or too few for neighbours.
     """
 
     def __init__(
-        self, train: tuple[Images, Labels], held_out: tuple[Images, Labels], seed: int = 0
+        self,
+        train: tuple[Images, Labels],
+        held_out: tuple[Images, Labels] | None = None,
+        seed: int = 0,
     ) -> None:
-        images, labels = (np.asarray(part) for part in train)
-        held_images, held_labels = (np.asarray(part) for part in held_out)
-        if images.shape[1:] != held_images.shape[1:]:
-            raise ValueError(
-                f"training and held-out images must have one shape, got {images.shape[1:]} and "
-                f"{held_images.shape[1:]}"
-            )
-        if len(np.unique(labels)) < 2:
-            raise ValueError("a judge needs training images of at least two classes")
-        chosen = _evenly(labels, _MOST)
+        images, self._labels = smaller(np.asarray(train[0])), np.asarray(train[1])
         self.image_shape = images.shape[1:]
-        self._train = _flat(images)
-        self._classifier = SVC(gamma="scale", C=10.0).fit(self._train[chosen], labels[chosen])
-        self._extractor = _fit_extractor(self._train[chosen], labels[chosen], seed)
-        features = self._activations(self._train)
-        self._offset = features.mean(axis=0)
-        # Of a unit that never fires there is nothing to compare.
-        self._unit = np.where(features.std(axis=0) > 0, features.std(axis=0), np.inf)
-        self._train_features = self.features(images)
-        self._held_pixels = fit_gaussian(_flat(held_images))
-        self._held_features = fit_gaussian(self.features(held_images))
-        self._train_set = (images, labels)
-        self._held_set = (held_images, held_labels)
-
-    def classify(self, images: Images) -> Labels:
-        """Return the class that each image looks like."""
-        return self._classifier.predict(self._checked(images))
-
-    def features(self, images: Images) -> Float[np.ndarray, "n d"]:
-        """Return the perceptron's last hidden activations, of unit variance on training images."""
-        return (self._activations(self._checked(images)) - self._offset) / self._unit
-
-    def _checked(self, images: Images) -> Float[np.ndarray, "n d"]:
-        if np.shape(images)[1:] != self.image_shape:
+        self.compares_with = "training images" if held_out is None else "held-out images"
+        if held_out is not None:
+            held = smaller(np.asarray(held_out[0]))
+            if held.shape[1:] != self.image_shape:
+                raise ValueError(
+                    f"training and held-out images must have one shape, got {self.image_shape} and "
+                    f"{held.shape[1:]}"
+                )
+        real = len(images) // 2 if held_out is None else min(len(images), len(held_out[0]))
+        if real <= _NEIGHBOURS:
             raise ValueError(
-                f"images must have shape {self.image_shape} each, got {np.shape(images)}"
+                f"a judge needs more than {_NEIGHBOURS} {self.compares_with} "
+                f"{'in each half ' if held_out is None else ''}to measure neighbours, got {real}"
             )
-        if not np.all(np.isfinite(images)):
-            raise ValueError("images must be finite; the sampler gave numbers that are not")
-        return _flat(images)
+        self._train = self._seen(images, self._learn(self._checked(images), seed))
+        self._held = None if held_out is None else (self._see(held), np.asarray(held_out[1]))
 
-    def _activations(self, flat: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
+    def _learn(self, images: Images, seed: int) -> Matrix:
+        """Learn the classes, and the features' means and deviations; return the inputs learned from."""
+        labelled = len(np.unique(self._labels)) > 1
+        self._from_pixels = labelled and np.prod(self.image_shape) <= PIXELS
+        self._classifier = self._extractor = None
+        self._shift: tuple[Any, Any] = (0.0, 1.0)
+        inputs = self._inputs(images)
+        if not self._from_pixels:
+            self._shift = _mean_and_deviation(inputs)
+            inputs = (inputs - self._shift[0]) / self._shift[1]
+        self._offset: Any = 0.0
+        self._unit: Any = 1.0
+        if labelled:
+            chosen = evenly(len(inputs), MOST)
+            self._extractor = _fit_extractor(inputs[chosen], self._labels[chosen], seed)
+            self._classifier = self._extractor
+            if self._from_pixels:
+                machine = SVC(gamma="scale", C=10.0)
+                self._classifier = machine.fit(inputs[chosen], self._labels[chosen])
+            self._offset, self._unit = _mean_and_deviation(self._activations(inputs))
+        return inputs
+
+    def _inputs(self, images: Images) -> Matrix:
+        """Return what the classifiers take: pixels, or random convolutions of unit variance."""
+        if self._from_pixels:
+            return _flat(images)
+        return (random_convolutions(images) - self._shift[0]) / self._shift[1]
+
+    def _activations(self, inputs: Matrix) -> Matrix:
+        if self._extractor is None:
+            return inputs
         weights, biases = self._extractor.coefs_[:-1], self._extractor.intercepts_[:-1]
         for weight, bias in zip(weights, biases, strict=True):
-            flat = np.maximum(flat @ weight + bias, 0)
-        return flat
+            inputs = np.maximum(inputs @ weight + bias, 0)
+        return inputs
+
+    def _checked(self, images: Images) -> Images:
+        images = smaller(np.asarray(images))
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(f"images must have shape {self.image_shape} each, got {images.shape}")
+        if not np.all(np.isfinite(images)):
+            raise ValueError("images must be finite; the sampler gave numbers that are not")
+        return images
+
+    def _see(self, images: Images) -> _Seen:
+        images = self._checked(images)
+        return self._seen(images, self._inputs(images))
+
+    def _seen(self, images: Images, inputs: Matrix) -> _Seen:
+        return _Seen(_flat(images), inputs, (self._activations(inputs) - self._offset) / self._unit)
+
+    def classify(self, images: Images) -> Labels:
+        """Return the class that each image looks like.
+
+        Raises:
+          ValueError: the judge knows one class alone.
+        """
+        if self._classifier is None:
+            raise ValueError("a judge of one class tells no classes apart")
+        return self._classifier.predict(self._see(images).inputs)
+
+    def features(self, images: Images) -> Matrix:
+        """Return the features that distances are taken in, of unit variance on training images.
+
+        The perceptron's last hidden activations, or random convolutions where there are no classes.
+        """
+        return self._see(images).features
 
     def score(self, images: Images, labels: Labels) -> Scores:
         """Judge images against the labels that they were made for.
@@ -135,50 +210,70 @@ class Judge:
         labels = np.asarray(labels)
         if labels.shape != (len(images),):
             raise ValueError(f"labels must be one an image ({len(images)},), got {labels.shape}")
-        right = self.classify(images) == labels
-        features = self.features(images)
-        precision, recall = precision_recall(features, self._train_features)
-        classes = self._classifier.classes_
-        return Scores(
-            count=len(labels),
-            accuracy=float(right.mean()),
-            accuracies=tuple(
-                float(right[labels == c].mean()) if np.any(labels == c) else float("nan")
-                for c in classes
-            ),
-            frechet_pixels=frechet(fit_gaussian(_flat(images)), self._held_pixels),
-            frechet_features=frechet(fit_gaussian(features), self._held_features),
-            nearest_train=float(nearest(_flat(images), self._train).mean()),
-            precision=precision,
-            recall=recall,
-            inception=inception_score(self._extractor.predict_proba(_flat(images))),
-        )
+        to = self._train if self._held is None else self._held[0]
+        return self._compare(self._see(images), labels, self._train, to)
 
     @functools.cached_property
     def floor(self) -> Scores:
         """Real against real: what a perfect generator would be expected to score.
 
-        Distances are those of the training images to the held-out ones; accuracy, the distance to
-        the nearest training image, precision and recall are the held-out images' own.
+        The held-out images against the training images. Without held-out images, one half of the
+        training images against the other, without the accuracy of a judge that learned from both.
         """
-        held = self.score(*self._held_set)
-        pixels = fit_gaussian(self._train)
-        return dataclasses.replace(
-            held,
-            frechet_pixels=frechet(pixels, self._held_pixels),
-            frechet_features=frechet(fit_gaussian(self._train_features), self._held_features),
+        if self._held is not None:
+            return self._compare(*self._held, self._train, self._train)
+        half, other = self._train.part(1), self._train.part(0)
+        scores = self._compare(half, self._labels[1::2], other, other)
+        unknown = (np.nan,) * len(scores.accuracies)
+        return dataclasses.replace(scores, accuracy=np.nan, accuracies=unknown)
+
+    def _compare(self, seen: _Seen, labels: Labels, near: _Seen, to: _Seen) -> Scores:
+        """Score one set: neighbours among `near`, Fréchet distances to `to`."""
+        precision, recall = precision_recall(seen.features, near.features, _NEIGHBOURS)
+        accuracy, accuracies = self._accuracy(seen, labels)
+        extractor, pixels = self._extractor, np.nan
+        if seen.pixels is not None and to.pixels is not None:
+            pixels = frechet(seen.pixels, to.pixels)
+        return Scores(
+            count=len(labels),
+            accuracy=accuracy,
+            accuracies=accuracies,
+            frechet_pixels=pixels,
+            frechet_features=frechet(seen.gaussian, to.gaussian),
+            nearest_train=float(nearest(seen.flat, near.flat).mean()),
+            precision=precision,
+            recall=recall,
+            inception=(
+                np.nan
+                if extractor is None
+                else inception_score(extractor.predict_proba(seen.inputs))
+            ),
         )
 
+    def _accuracy(self, seen: _Seen, labels: Labels) -> tuple[float, tuple[float, ...]]:
+        if self._classifier is None:
+            return np.nan, (np.nan,)
+        right = self._classifier.predict(seen.inputs) == labels
+        each = (right[labels == c] for c in self._classifier.classes_)
+        return float(right.mean()), tuple(float(r.mean()) if r.size else np.nan for r in each)
 
-def _evenly(labels: Labels, most: int) -> Int[np.ndarray, " m"]:
-    """Indices of at most `most` examples, spread evenly over the set."""
-    return np.unique(np.linspace(0, len(labels) - 1, min(len(labels), most)).astype(int))
+
+def _flat(images: Images) -> Matrix:
+    return np.asarray(images, np.float64).reshape(len(images), -1)
 
 
-def _fit_extractor(flat: Float[np.ndarray, "n d"], labels: Labels, seed: int) -> Any:
+def _mean_and_deviation(
+    values: Matrix,
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
+    """Return both, the deviation infinite where nothing varies: there is nothing to compare."""
+    deviation = values.std(axis=0)
+    return values.mean(axis=0), np.where(deviation > 0, deviation, np.inf)
+
+
+def _fit_extractor(inputs: Matrix, labels: Labels, seed: int) -> Any:
     extractor = MLPClassifier((128, 64), max_iter=30, learning_rate_init=3e-3, random_state=seed)
     # Products this small are ten times slower on several threads than on one.
     with warnings.catch_warnings(), threadpool_limits(1):
         # Thirty passes are enough for features; whether the loss still falls does not matter.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return extractor.fit(flat, labels)
+        return extractor.fit(inputs, labels)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from guidedflow.evaluation.judge import Scores
+from guidedflow.registry import choose
 
 # Column head, field of Scores, format.
 _COLUMNS = (
@@ -27,11 +28,20 @@ _COLUMNS = (
 
 _LEGEND = (
     "accuracy: of the class asked for, by a classifier that learned from real training images; "
-    "FD: squared Fréchet distance to the held-out images, pixels in [-1, 1] and classifier "
-    "features; to train: mean distance to the nearest training image; precision and recall: "
-    "k = 3 in the features. The row of real images: FD is of training against held-out images, "
-    "the rest is the held-out images' own."
+    "FD: squared Fréchet distance to the {reference}, pixels in [-1, 1] and classifier "
+    "features, random convolutions where there is one class; to train: mean distance to the nearest "
+    "training image; precision and recall: k = 3 in the features. Images of more than 32 pixels a "
+    "side are made smaller before they are judged. The row of real images: {real}"
 )
+_REAL = {
+    "held-out images": (
+        "FD is of training against held-out images, the rest is the held-out images' own."
+    ),
+    "training images": (
+        "one half of the training images against the other. No images were held out, so that a "
+        "model that copies its training images scores best: watch the distance to them."
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +53,17 @@ class Report:
       scores: one a scale.
       floor: real images under the same judge.
       settings: whatever else moves the figures: solver, steps, seed, images, parameters, step.
+      compares_with: what distances are measured to, "held-out images" or "training images".
     """
 
     scales: tuple[float, ...]
     scores: tuple[Scores, ...]
     floor: Scores
     settings: dict[str, Any]
+    compares_with: str = "held-out images"
 
     def __post_init__(self) -> None:
+        choose("set to compare with", self.compares_with, _REAL)
         if len(self.scales) != len(self.scores) or not self.scales:
             raise ValueError(
                 f"a report has one score a scale, got {len(self.scales)} scales and "
@@ -59,31 +72,52 @@ class Report:
 
     @property
     def best(self) -> int:
-        """The index of the scale with the smallest Fréchet distance in pixels."""
-        return int(np.argmin([score.frechet_pixels for score in self.scores]))
+        """The index of the scale with the smallest Fréchet distance, in pixels where it was taken."""
+        return int(np.argmin([getattr(score, self.distance) for score in self.scores]))
+
+    @property
+    def distance(self) -> str:
+        """The field of the distance that decides: in pixels, or in features where those are many."""
+        taken = np.isfinite(self.floor.frechet_pixels)
+        return "frechet_pixels" if taken else "frechet_features"
+
+    def has(self, field: str) -> bool:
+        """Return whether any set of images has this figure."""
+        return any(np.isfinite(getattr(score, field)) for score in (*self.scores, self.floor))
+
+
+def heading(report: Report) -> str:
+    """Return what the table compares, as its title."""
+    title = f"Samples compared with the {report.compares_with}"
+    return title + ("" if report.compares_with == "held-out images" else ": none were held out")
 
 
 def table(report: Report) -> str:
-    """Return a table of text, one row a scale and the real images last."""
-    heads = ["scale", *(head for head, _, _ in _COLUMNS)]
-    rows = [
-        [f"{scale:g}", *_cells(s)] for scale, s in zip(report.scales, report.scores, strict=True)
-    ]
-    rows.append(["real", *_cells(report.floor)])
-    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-    lines = [
-        "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in [heads, *rows]
-    ]
+    """Return a table of text, one row a scale and the real images last; columns that were taken."""
+    columns = [column for column in _COLUMNS if report.has(column[1])]
+    rows = [["scale", *(head for head, _, _ in columns)]]
+    for scale, scores in zip(report.scales, report.scores, strict=True):
+        rows.append([f"{scale:g}", *(_cell(scores, column) for column in columns)])
+    rows.append(["real", *(_cell(report.floor, column) for column in columns)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns) + 1)]
+    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(lines)
 
 
-def _cells(scores: Scores) -> list[str]:
-    return [format(getattr(scores, field), form) for _, field, form in _COLUMNS]
+def _cell(scores: Scores, column: tuple[str, str, str]) -> str:
+    value = getattr(scores, column[1])
+    return format(value, column[2]) if np.isfinite(value) else "-"
 
 
-def legend() -> str:
+def figures(name: str, scores: Scores) -> str:
+    """Return the figures of one set of images as a line, to be read while others are sampled."""
+    told = (f"{c[0]} {_cell(scores, c)}" for c in _COLUMNS if np.isfinite(getattr(scores, c[1])))
+    return f"{name}: {', '.join(told)}"
+
+
+def legend(report: Report) -> str:
     """Return what the columns of the table mean."""
-    return _LEGEND
+    return _LEGEND.format(reference=report.compares_with, real=_REAL[report.compares_with])
 
 
 def to_json(report: Report) -> str:
@@ -96,13 +130,14 @@ def to_json(report: Report) -> str:
         ],
         "real": dataclasses.asdict(report.floor),
         "best_scale": report.scales[report.best],
-        "legend": _LEGEND,
+        "compared_with": report.compares_with,
+        "legend": legend(report),
     }
     return json.dumps(_finite(raw), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: a class without images has null."""
+    """JSON has no NaN: a class without images, and a figure that was not taken, has null."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -119,6 +154,8 @@ def plot(report: Report) -> Figure:
     axes = figure.subplots(1, 3)
 
     def curve(ax: Axes, field: str, label: str, colour: str) -> None:
+        if not report.has(field):
+            return
         values = [getattr(report.scores[i], field) for i in order]
         ax.plot(scales, values, "o-", color=colour, markersize=4, label=label)
         ax.axhline(
@@ -133,9 +170,9 @@ def plot(report: Report) -> Figure:
     curve(axes[0], "recall", "recall", "tab:orange")
     axes[0].set(title="Faithful, and varied", ylabel="share of images")
     curve(axes[1], "frechet_pixels", "pixels in [-1, 1]", "tab:green")
-    curve(axes[1], "frechet_features", "classifier features", "tab:red")
+    curve(axes[1], "frechet_features", "features", "tab:red")
     axes[1].set(
-        title="Distance to held-out images", ylabel="squared Fréchet distance", yscale="log"
+        title=f"Distance to {report.compares_with}", ylabel="squared Fréchet distance", yscale="log"
     )
     axes[1].yaxis.set_minor_locator(LogLocator(subs=(2, 4)))
     axes[1].yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
@@ -164,11 +201,11 @@ def summary(report: Report, wanted: Sequence[float] = (1.0, 2.0)) -> list[str]:
     lines = [
         f"accuracy {report.scores[report.scales.index(scale)].accuracy:.4f} at scale {scale:g}"
         for scale in wanted
-        if scale in report.scales
+        if scale in report.scales and report.has("accuracy")
     ]
-    best = report.scores[report.best]
+    best, field = report.scores[report.best], report.distance
     lines.append(
-        f"Fréchet distance in pixels {best.frechet_pixels:.3f} at scale "
-        f"{report.scales[report.best]:g} (real against real {report.floor.frechet_pixels:.3f})"
+        f"Fréchet distance in {field.removeprefix('frechet_')} {getattr(best, field):.3f} at scale "
+        f"{report.scales[report.best]:g} (real against real {getattr(report.floor, field):.3f})"
     )
     return lines

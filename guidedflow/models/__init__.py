@@ -2,12 +2,12 @@
 
 from guidedflow.models.classifier import Classifier
 from guidedflow.models.dit import DiT
-from guidedflow.models.grouping import in_groups
 from guidedflow.models.modulations import tabulated
-from guidedflow.models.presets import PRESETS, create
-from guidedflow.models.stacking import stack_blocks, unstack_blocks
+from guidedflow.models.presets import PRESETS, create, fields_of
 from guidedflow.models.text import TextEncoder
 from guidedflow.models.unet import UNet
+from guidedflow.nn.microbatching import in_groups
+from guidedflow.nn.stacking import stack_blocks, unstack_blocks
 
 __all__ = [
     "PRESETS",
@@ -16,6 +16,7 @@ __all__ = [
     "TextEncoder",
     "UNet",
     "create",
+    "fields_of",
     "in_groups",
     "stack_blocks",
     "tabulated",

@@ -3,17 +3,20 @@
 Dhariwal & Nichol 2021, section 4: the descending half of a U-Net that is told the time.
 """
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from guidedflow.models.attention import pick
-from guidedflow.models.conditioning import check_input, embed_condition
-from guidedflow.models.convolutions import Level, check_levels, descend, group_norm
-from guidedflow.models.layers import Dense
-from guidedflow.models.sizes import height_and_width
+from guidedflow.nn.capabilities import Capabilities
+from guidedflow.nn.conditioning import check_input, embed_condition
+from guidedflow.nn.linear import Dense
+from guidedflow.nn.normalization import group_norm
+from guidedflow.nn.operations import XLA, Operations
+from guidedflow.nn.residual import Level, check_levels, descend
+from guidedflow.sizes import height_and_width
 
 
 class Classifier(nn.Module):
@@ -31,7 +34,7 @@ class Classifier(nn.Module):
       blocks: residual blocks a level.
       attend: levels with attention after every block, 0 the full image.
       head_width: channels of an attention head.
-      time_scale, dtype, attention: as in `DiT`.
+      time_scale, dtype, operations: as in `DiT`.
     Raises:
       ValueError: at construction for levels that do not fit the image, or fewer than two classes;
         when called for inputs of another shape or dtype.
@@ -47,19 +50,23 @@ class Classifier(nn.Module):
     head_width: int = 64
     time_scale: float = 1000.0
     dtype: Any = jnp.float32
-    attention: str = "auto"
+    operations: Operations = dataclasses.field(default_factory=XLA)
 
     def __post_init__(self) -> None:
         check_levels(self.size, self.width, self.multipliers, self.attend)
         if self.num_classes < 2:
             raise ValueError(f"num_classes: expected at least 2, got {self.num_classes}")
-        pick(self.attention, self.dtype)
         super().__post_init__()
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the image."""
         return height_and_width(self.image_size)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Logits, and nothing beside them."""
+        return Capabilities(output="logits")
 
     @nn.compact
     def __call__(
@@ -72,15 +79,19 @@ class Classifier(nn.Module):
           t: times in [0, 1], 0 noise, 1 data.
         """
         check_input(x, t, self.size, self.channels)
-        c = embed_condition(t, None, 4 * self.width, None, (), self.time_scale, self.dtype)
+        c = embed_condition(
+            t, None, 4 * self.width, None, (), self.time_scale, self.dtype, self.operations
+        )
         features = tuple(self.width * multiplier for multiplier in self.multipliers)
-        lowest = descend(self._make_level, x, c, features, self.blocks, self.dtype)[-1]
+        lowest = descend(
+            self._make_level, x, c, features, self.blocks, self.dtype, self.operations
+        )[-1]
         last = nn.silu(group_norm(features[-1], self.dtype, affine=True, name="norm")(lowest))
         pooled = last.astype(jnp.float32).mean(axis=(1, 2))
-        return Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), name="head")(
-            pooled
-        )
+        zeros = nn.initializers.zeros_init()
+        head = Dense(self.num_classes, kernel_init=zeros, operations=self.operations, name="head")
+        return head(pooled)
 
     def _make_level(self, level: int, features: int, name: str) -> nn.Module:
         attend = level in self.attend
-        return Level(features, attend, self.head_width, self.attention, self.dtype, name=name)
+        return Level(features, attend, self.head_width, self.dtype, self.operations, name=name)

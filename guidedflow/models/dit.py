@@ -4,6 +4,7 @@ Peebles & Xie 2023, "Scalable Diffusion Models with Transformers".  Parameter na
 those of the public DiT and SiT checkpoints, with `kernel` for a transposed `weight`.
 """
 
+import dataclasses
 import math
 from functools import partial
 from typing import Any
@@ -14,16 +15,15 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from guidedflow.models.attention import attention, pick
-from guidedflow.models.conditioning import Modulation, check_input, embed_condition
-from guidedflow.models.embeddings import grid_positions
-from guidedflow.models.layers import MLP, Dense, adaptive_normalize, patchify, unpatchify
-from guidedflow.models.perturbations import blur_tokens, check_perturbation
-from guidedflow.models.products import BACKENDS
-from guidedflow.models.self_attention import self_attention
-from guidedflow.models.sizes import height_and_width
-from guidedflow.models.stacking import check_remat, rematerialized, run_stack
-from guidedflow.registry import choose
+from guidedflow.nn.capabilities import Capabilities
+from guidedflow.nn.conditioning import Modulation, check_input, embed_condition
+from guidedflow.nn.embeddings import grid_positions
+from guidedflow.nn.linear import MLP, Dense
+from guidedflow.nn.operations import XLA, Operations
+from guidedflow.nn.patches import patchify, unpatchify
+from guidedflow.nn.perturbations import blur_tokens, check_perturbation
+from guidedflow.nn.stacking import check_remat, rematerialized, run_stack
+from guidedflow.sizes import height_and_width
 
 _ZEROS = nn.initializers.zeros_init()
 
@@ -33,33 +33,32 @@ class Attention(nn.Module):
 
     Attributes:
       heads: number of heads.
-      backend: see `attention`.
       perturbation: "none"; "identity_attention", each token attends to itself; "blur" of queries.
       grid, blur_sigma: of the blur.
       dtype: compute dtype.
-      products: see `products.product`.
+      operations: what computes it.
     """
 
     heads: int
-    backend: str
     perturbation: str
     grid: tuple[int, int]
     blur_sigma: float
     dtype: Any
-    products: str = "xla"
+    operations: Operations
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], active: Array | None) -> Float[Array, "b n d"]:
-        dense = partial(Dense, dtype=self.dtype, products=self.products)
+        dense = partial(Dense, dtype=self.dtype, operations=self.operations)
         packed = dense(3 * x.shape[-1], name="qkv")(x)
 
         def plain() -> Array:
-            return self_attention(packed, self.heads, self.backend, self.products)
+            return self.operations.self_attention(packed, self.heads)
 
         def perturbed() -> Array:
             q, k, v = rearrange(packed, "b n (three h d) -> three b n h d", three=3, h=self.heads)
             if self.perturbation != "identity_attention":
-                v = attention(blur_tokens(q, self.grid, self.blur_sigma), k, v, self.backend)
+                blurred = blur_tokens(q, self.grid, self.blur_sigma)
+                v = self.operations.attention(blurred, k, v)
             return rearrange(v, "b n h d -> b n (h d)")
 
         if self.perturbation not in ("identity_attention", "blur"):
@@ -71,7 +70,7 @@ class Attention(nn.Module):
         return dense(x.shape[-1], name="proj")(mixed)
 
 
-def _modulation(x: Array | None, c: Array, parts: int, dtype: Any, products: str) -> Array:
+def _modulation(x: Array | None, c: Array, parts: int, dtype: Any, operations: Operations) -> Array:
     """Return the modulation b parts·d of condition c, or c itself where it is one already.
 
     Call it inside a module's compact method, whose `adaLN_modulation` its parameters become.
@@ -79,7 +78,7 @@ def _modulation(x: Array | None, c: Array, parts: int, dtype: Any, products: str
     if x is not None and c.shape[-1] != x.shape[-1]:
         return c
     width = parts * c.shape[-1]
-    dense = Dense(width, _ZEROS, dtype=dtype, products=products, name="adaLN_modulation")
+    dense = Dense(width, _ZEROS, dtype=dtype, operations=operations, name="adaLN_modulation")
     return dense(nn.silu(c))
 
 
@@ -94,12 +93,11 @@ class Block(nn.Module):
 
     heads: int
     hidden: int
-    backend: str
     perturbation: str
     grid: tuple[int, int]
     blur_sigma: float
     dtype: Any
-    products: str = "xla"
+    operations: Operations
 
     @nn.compact
     def __call__(
@@ -109,24 +107,24 @@ class Block(nn.Module):
 
         `c` is the condition, b d, or its modulation, which is then not computed again.
         """
-        modulation = _modulation(x, c, 6, self.dtype, self.products)
+        modulation = _modulation(x, c, 6, self.dtype, self.operations)
         if x is None:
             return modulation
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
         attend = Attention(
             self.heads,
-            self.backend,
             self.perturbation,
             self.grid,
             self.blur_sigma,
             self.dtype,
-            self.products,
+            self.operations,
             name="attn",
         )
-        inner = adaptive_normalize(x, shift1, scale1, self.products).astype(self.dtype)
+        normalize = self.operations.adaptive_normalize
+        inner = normalize(x, shift1, scale1).astype(self.dtype)
         y = x + gate1[:, None, :] * attend(inner, active)
-        inner = adaptive_normalize(y, shift2, scale2, self.products).astype(self.dtype)
-        mlp = MLP(self.hidden, self.dtype, self.products, name="mlp")
+        inner = normalize(y, shift2, scale2).astype(self.dtype)
+        mlp = MLP(self.hidden, self.dtype, self.operations, name="mlp")
         y = y + gate2[:, None, :] * mlp(inner)
         if self.perturbation != "skip":
             return y
@@ -138,17 +136,20 @@ class FinalLayer(nn.Module):
 
     features: int
     dtype: Any
-    products: str = "xla"
+    operations: Operations
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"] | None, c: Float[Array, "b _"]) -> Array:
         """Return the patches' values; without tokens, the modulation b 2·d. `c` as in `Block`."""
-        modulation = _modulation(x, c, 2, self.dtype, self.products)
+        modulation = _modulation(x, c, 2, self.dtype, self.operations)
         if x is None:
             return modulation
         shift, scale = jnp.split(modulation, 2, axis=-1)
-        inner = adaptive_normalize(x, shift, scale, self.products).astype(self.dtype)
-        return Dense(self.features, kernel_init=_ZEROS, dtype=self.dtype, name="linear")(inner)
+        inner = self.operations.adaptive_normalize(x, shift, scale).astype(self.dtype)
+        dense = Dense(
+            self.features, _ZEROS, dtype=self.dtype, operations=self.operations, name="linear"
+        )
+        return dense(inner)
 
 
 class DiT(nn.Module):
@@ -176,10 +177,8 @@ class DiT(nn.Module):
         frequencies, 1 down to 1/10000, were made for steps 0 … 999; an unscaled t in [0, 1] moves
         even the fastest by one radian, and nearby times look alike.  1000 here; SiT has 1.
       dtype: compute dtype; bfloat16 on accelerators, float32 on CPU, where it is faster.
-      attention: backend, see `attention.attention`.
-      products: who computes the products and the attention of the blocks and every adaptive
-        normalisation, see `products.product`, `self_attention.self_attention` and
-        `layers.adaptive_normalize`: "xla"; or "native", kernels compiled for this CPU.
+      operations: what computes linear layers, attention and normalisation; by default XLA, for the
+        platform that is attached when the network is made.
       scan_layers: compile one block and scan it; see `stacking.stack_blocks` for the parameters.
       remat: what the backward pass keeps, see `stacking.check_remat`.
       perturb_blocks: indices in [0, depth) of the blocks that `perturbation` is done to.
@@ -202,8 +201,7 @@ class DiT(nn.Module):
     scalars: tuple[str, ...] = ()
     time_scale: float = 1000.0
     dtype: Any = jnp.float32
-    attention: str = "auto"
-    products: str = "xla"
+    operations: Operations = dataclasses.field(default_factory=XLA)
     scan_layers: bool = False
     remat: str = "none"
     perturb_blocks: tuple[int, ...] = ()
@@ -218,8 +216,6 @@ class DiT(nn.Module):
             raise ValueError(f"heads: {self.heads} does not divide the width {self.width}")
         if self.width % 4:
             raise ValueError(f"width: expected a multiple of 4, got {self.width}")
-        pick(self.attention, self.dtype)
-        choose("products", self.products, BACKENDS)
         check_remat(self.remat)
         check_perturbation(self.perturbation, self.perturb_blocks, self.depth, self.blur_sigma)
         super().__post_init__()
@@ -233,6 +229,26 @@ class DiT(nn.Module):
     def grid(self) -> tuple[int, int]:
         """Patches in a column, patches in a row."""
         return self.size[0] // self.patch, self.size[1] // self.patch
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """A field whose blocks can be perturbed, its modulations tabulated, its batch cut."""
+        rows, (height, width) = self.operations.rows_per_turn, self.grid
+        return Capabilities(
+            takes_scalars=True,
+            transformer=True,
+            perturbed=True,
+            tabulated=bool(self.num_classes) and not self.scalars,
+            examples_per_turn=None if rows is None else max(1, rows // (height * width)),
+        )
+
+    def perturbed(self, how: str) -> "DiT":
+        """Return the network with its middle block perturbed, with the same parameters.
+
+        Args:
+          how: as `perturbation` has it.
+        """
+        return self.clone(perturbation=how, perturb_blocks=(self.depth // 2,))
 
     @nn.compact
     def __call__(
@@ -258,11 +274,21 @@ class DiT(nn.Module):
             c, last = cond.blocks, cond.last
         else:
             c = last = embed_condition(
-                t, cond, self.width, self.num_classes, self.scalars, self.time_scale, self.dtype
+                t,
+                cond,
+                self.width,
+                self.num_classes,
+                self.scalars,
+                self.time_scale,
+                self.dtype,
+                self.operations,
             )
         tokens = None
         if not modulations_only:
-            tokens = Dense(self.width, dtype=self.dtype, name="x_embedder")(patchify(x, self.patch))
+            embed = Dense(
+                self.width, dtype=self.dtype, operations=self.operations, name="x_embedder"
+            )
+            tokens = embed(patchify(x, self.patch))
             tokens += jnp.asarray(grid_positions(self.grid, self.width), self.dtype)[None]
         tokens = run_stack(
             self._make_block,
@@ -274,7 +300,7 @@ class DiT(nn.Module):
             perturbation=self.perturbation,
         )
         features = self.patch**2 * self.channels * (2 if self.double_channels else 1)
-        final = FinalLayer(features, self.dtype, self.products, name="final_layer")
+        final = FinalLayer(features, self.dtype, self.operations, name="final_layer")
         if modulations_only:
             return Modulation(tokens, final(None, last))
         values = final(tokens, last)
@@ -286,11 +312,10 @@ class DiT(nn.Module):
         return block(
             self.heads,
             hidden,
-            self.attention,
             perturbation,
             self.grid,
             self.blur_sigma,
             self.dtype,
-            self.products,
+            self.operations,
             name=name,
         )

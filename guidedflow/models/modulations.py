@@ -15,8 +15,8 @@ from flax import linen as nn
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PyTree
 
-from guidedflow.models.conditioning import Modulation
-from guidedflow.models.dit import DiT
+from guidedflow.nn.capabilities import capabilities
+from guidedflow.nn.conditioning import Modulation
 from guidedflow.types import ModelFn
 
 
@@ -43,12 +43,10 @@ def tabulated(
     Raises:
       ValueError: the network is no DiT with labels alone, or times or labels are no vectors.
     """
-    if not isinstance(network, DiT):
-        raise ValueError(f"tabulated takes a DiT, got a {type(network).__name__}")
-    if network.scalars or not network.num_classes:
+    if not capabilities(network).tabulated:
         raise ValueError(
-            f"tabulated takes a network of labels alone, got num_classes={network.num_classes}, "
-            f"scalars={network.scalars}"
+            "tabulated takes a network with modulations that takes labels and no further numbers, as "
+            f"a DiT with classes; got {network}"
         )
     times, labels = jnp.asarray(times, jnp.float32), jnp.asarray(labels, jnp.int32)
     if times.ndim != 1 or labels.ndim != 1:

@@ -36,6 +36,17 @@ PRESETS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 }
 
 
+def fields_of(name: str) -> list[str]:
+    """Return the fields that the network of that name can be given.
+
+    Raises:
+      ValueError: an unknown name (the message says the nearest).
+    """
+    network, _ = choose("network preset", name, PRESETS)
+    own = [field.name for field in dataclasses.fields(network)]
+    return [field for field in own if field not in ("parent", "name")]
+
+
 def create(name: str, **overrides: Any) -> nn.Module:
     """Return the network of that name, with some of its fields changed.
 
@@ -47,8 +58,7 @@ def create(name: str, **overrides: Any) -> nn.Module:
         one another.
     """
     network, fields = choose("network preset", name, PRESETS)
-    own = [field.name for field in dataclasses.fields(network)]
-    known = [field for field in own if field not in ("parent", "name")]
+    known = fields_of(name)
     for override in overrides:
         if override not in known:
             hint = nearest(override, known)

@@ -1,5 +1,7 @@
 """Batches as a run takes them: numbered rows, and the held-out ones."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from guidedflow import data
 from guidedflow.training import parallel
-from guidedflow.training.build import Task
+from guidedflow.training.build import Setup
 from guidedflow.training.state import TrainState
 
 
@@ -23,7 +25,7 @@ class Numbered:
         first = jax.process_index() * batches.local
         self._index = np.arange(first, first + batches.local, dtype=np.int32)
 
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, step: int) -> dict[str, Any]:
         batch = self._batches[step]
         numbers = {name: part for name, part in batch.items() if part.dtype != object}
         return {**numbers, "index": self._index}
@@ -35,14 +37,14 @@ class HeldOut:
     The same draws every time.
     """
 
-    def __init__(self, task: Task) -> None:
-        self._strategy = parallel.Sharded(task.strategy.mesh)
-        self._key = jax.random.key(task.config.seed + 1)
-        source = Numbered(task.batches(task.held_out))
-        self._batches = [source[i] for i in range(task.config.held_out.batches)]
-        whole = NamedSharding(task.strategy.mesh, P())
+    def __init__(self, setup: Setup) -> None:
+        self._strategy = parallel.Sharded(setup.strategy.mesh)
+        self._key = jax.random.key(setup.config.seed + 1)
+        source = Numbered(setup.batches(setup.held_out))
+        self._batches = [source[i] for i in range(setup.config.held_out.batches)]
+        whole = NamedSharding(setup.strategy.mesh, P())
         self._means = jax.jit(
-            lambda params, batch, key: jax.tree.map(jnp.mean, task.measures(params, batch, key)),
+            lambda params, batch, key: jax.tree.map(jnp.mean, setup.measures(params, batch, key)),
             out_shardings=whole,
         )
 

@@ -1,6 +1,8 @@
 """A config to everything that a run is made of."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,57 +12,83 @@ from flax import linen as nn
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from guidedflow import data, models, paths, predictions
-from guidedflow.models.grouping import micro_batches_for_device
+from guidedflow import data, paths, predictions
+from guidedflow.bundle import Bundle, model_fn
+from guidedflow.nn.capabilities import capabilities
+from guidedflow.nn.microbatching import micro_batches_for_device
+from guidedflow.nn.operations import XLA
 from guidedflow.registry import choose
-from guidedflow.training import named, parallel
+from guidedflow.scales import TakesScale
+from guidedflow.target import Target, attached
+from guidedflow.training import parallel, registries, state
 from guidedflow.training.config import check, identity
 from guidedflow.training.flops import counted
-from guidedflow.training.kinds import KINDS, Kind
-from guidedflow.training.state import TrainState, create
+from guidedflow.training.load import load_bundle
 from guidedflow.training.step import Batch, LossFn, Schedule, StepFn, ema_schedule, make_step
-from guidedflow.training.velocity import model_fn
+from guidedflow.training.tasks import TASKS, Parts, Task
+from guidedflow.training.tasks.task import network_inputs
 from guidedflow.types import ModelFn
 
 
 @dataclass(frozen=True)
-class Task:
+class Setup:
     """Everything a run is made of, from its config.
 
     Attributes:
-      config: as checked.
-      kind: what is trained.
+      parts: what the loss is made of: config, network, path, prediction, condition, teacher.
+      task: what is trained.
+      takes_scale: how the network is guided.
       dataset, held_out: training and held-out examples.
-      network: Flax module, `network.apply({"params": p}, x, t, cond)`.
-      path, predicts: what the network was trained to predict, on which path.
       loss_fn: (params, batch, key) to one loss per example.
       optimizer, learning_rate, ema_decay: of the step.
       strategy: over devices.
+      target: the devices.
       identity: what a checkpoint must agree with.
     """
 
-    config: ConfigDict
-    kind: Kind
+    parts: Parts
+    task: Task
+    takes_scale: TakesScale
     dataset: data.Dataset
     held_out: data.Dataset | None
-    network: nn.Module
-    path: paths.Path
-    predicts: predictions.Prediction
     loss_fn: LossFn
     optimizer: optax.GradientTransformation
     learning_rate: Schedule
     ema_decay: Schedule
     strategy: parallel.Strategy
+    target: Target
     identity: dict[str, Any]
 
-    def init(self, key: Array) -> TrainState:
+    @property
+    def config(self) -> ConfigDict:
+        """The config, as checked."""
+        return self.parts.config
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained."""
+        return self.parts.network
+
+    @property
+    def path(self) -> paths.Path:
+        """From noise to data."""
+        return self.parts.path
+
+    @property
+    def predicts(self) -> predictions.Prediction:
+        """What the network predicts."""
+        return self.parts.predicts
+
+    def init(self, key: Array) -> state.TrainState:
         """Return the state before the first step; pure, to be jitted or shaped."""
-        inputs = self.kind.inputs(jnp.zeros(1, jnp.int32))
-        return init_state(self.network, self.dataset.image_shape, inputs, self.optimizer, key)
+        cond = self.parts.condition.example(1)
+        inputs = network_inputs(self.task, self.takes_scale, cond)
+        return state.fresh(self.network, self.dataset.image_shape, inputs, self.optimizer, key)
 
     def step(self) -> StepFn:
         """Return the pure training step, its micro-batches cut further where that suits the device."""
-        rows = self.config.batch // (jax.device_count() * self.config.accumulate)
+        inside = 1 if self.strategy.mesh_inside is None else self.target.count
+        rows = self.config.batch * inside // (self.target.count * self.config.accumulate)
         parts = self.config.accumulate * micro_batches_for_device(self.network, rows)
         return make_step(
             self.loss_fn,
@@ -69,22 +97,25 @@ class Task:
             learning_rate=self.learning_rate,
             accumulate=parts,
             axis_name=self.strategy.axis_name,
+            in_turn=self.target.platform == "cpu",
         )
 
     def model(self, params: PyTree) -> ModelFn:
-        """Return the velocity field of these parameters."""
-        return model_fn(self.network, params, self.path, self.predicts)
+        """Return the velocity field of these parameters, for a batch spread over all devices."""
+        network: Any = self.network
+        if hasattr(network, "operations"):
+            network = network.clone(operations=network.operations.over(self.target.count))
+        return model_fn(network, params, self.path, self.predicts)
 
     def guided(self, params: PyTree, scale: float) -> ModelFn:
         """Return the velocity field guided as it was trained for: by its null branch, or by itself."""
-        null = jnp.int32(self.dataset.num_classes)
-        number = self.kind.number(self.config, scale)
-        return self.kind.guided(self.model(params), null, number)
+        number = self.takes_scale.number(scale)
+        return self.takes_scale.guided(self.model(params), self.parts.condition.null(), number)
 
     def measures(self, params: PyTree, batch: Batch, key: Array) -> dict[str, Array]:
-        """Return what is taken of held-out examples: the loss and what the kind of run adds."""
+        """Return what is taken of held-out examples: the loss and what the task adds."""
         loss = {"held_out_loss": self.loss_fn(params, batch, key)}
-        return {**loss, **self.kind.measures(self.network, self.path, params, batch, key)}
+        return {**loss, **self.task.measures(self.parts, params, batch, key)}
 
     def flops(self) -> float:
         """Return the operations of one step's matrix products, over the whole batch and all devices.
@@ -92,23 +123,20 @@ class Task:
         Forward and backward pass, without what a remat policy computes a second time: those are the
         operations that model FLOP utilisation counts.
         """
-        loss = self.loss_fn
         plain = _plain(self.network)
-        if plain != self.network:
-            loss = self.kind.loss(self.config, plain, self.path, self.predicts, self.dataset)
+        loss = self.task.loss(replace(self.parts, network=plain))
         key = jax.random.key(0)
-        state = jax.eval_shape(self.init, key)
+        fresh = jax.eval_shape(self.init, key)
         rows = self.config.batch
-        batch = {
-            "image": jax.ShapeDtypeStruct((rows, *self.dataset.image_shape), jnp.float32),
-            "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
-            "index": jax.ShapeDtypeStruct((rows,), jnp.int32),
-        }
+        batch = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype),
+            {**self.dataset.take(1), "index": jnp.zeros(1, jnp.int32)},
+        )
 
         def mean(params: PyTree, batch: Batch) -> Array:
             return jnp.mean(loss(params, batch, key))
 
-        return counted(jax.grad(mean), state.params, batch)
+        return counted(jax.grad(mean), fresh.params, batch)
 
     def batches(self, dataset: data.Dataset | None = None) -> data.Batches:
         """Return this process's part of the batch of any step."""
@@ -123,94 +151,115 @@ class Task:
         )
 
 
-def init_state(
-    network: nn.Module,
-    image_shape: tuple[int, ...],
-    inputs: tuple[Any, ...],
-    optimizer: optax.GradientTransformation,
-    key: Array,
-) -> TrainState:
-    """Return the state with fresh parameters for images of this shape and these further inputs."""
-    x, t = jnp.zeros((1, *image_shape)), jnp.zeros(1)
-    params = network.init(key, x, t, *inputs)["params"]
-    return create(params, optimizer)
-
-
-def _plain(network: nn.Module) -> Any:
+def _plain(network: Any) -> Any:
     """Return the network so that each of its operations is seen once: nothing recomputed or fused."""
-    plain: Any = network
+    plain = network
     if getattr(plain, "remat", "none") != "none":
         plain = plain.clone(remat="none")
-    if hasattr(plain, "attention") and jax.default_backend() != "cpu":
-        plain = plain.clone(attention="xla")
+    if hasattr(plain, "operations"):
+        # Fused attention and kernels hide operations from the count.
+        plain = plain.clone(operations=XLA(plain.operations.platform, "xla"))
     return plain
 
 
-def load_dataset(config: ConfigDict, split: str) -> data.Dataset:
-    """Return one split of the configured data set."""
+def load_dataset(
+    config: ConfigDict, split: str, class_names: Sequence[str] | None = None
+) -> data.Dataset:
+    """Return one split of the configured data set, its classes numbered as `class_names`."""
     section = config.dataset
     return data.load(
         section.name,
         split=split,
         image_size=section.image_size,
         data_dir=section.data_dir or None,
+        class_names=class_names,
     )
 
 
-def _no_loss(params: PyTree, batch: Batch, key: Array) -> Array:
-    raise ValueError("this task was built to draw samples, without its loss")
+def _check_output(network: nn.Module, config: ConfigDict, task: Task) -> None:
+    """Raise ValueError unless the network gives what the task trains."""
+    given, preset = capabilities(network).output, config.network.preset
+    if given == task.output:
+        return
+    if given == "logits":
+        raise ValueError(
+            f"config.network.preset={preset!r} is a classifier; config.task='classifier' trains it"
+        )
+    raise ValueError(
+        f"config.task={config.task!r} needs a classifier as config.network.preset, "
+        f"'digits-classifier' for one, got a {type(network).__name__}"
+    )
 
 
-def build(config: ConfigDict, *, trains: bool = True) -> Task:
+def _teacher(config: ConfigDict, task: Task, target: Target) -> Bundle | None:
+    folder = task.teacher(config)
+    return load_bundle(Path(folder), target=target) if folder else None
+
+
+def build(config: ConfigDict, *, target: Target | None = None) -> Setup:
     """Return everything a run is made of.
 
     Args:
       config: from a file or from `from_resolved`.
-      trains: whether the loss is wanted; a student draws samples where its teacher is gone.
+      target: the devices; by default what is attached.
     Raises:
       ValueError: a field out of range, an unknown name (the message says the nearest), or parts
         that do not fit one another or the devices.
     """
     check(config)
-    strategy = choose("strategy", config.parallel.strategy, named.STRATEGIES)(
-        config.parallel.data, config.parallel.fsdp
-    )
-    if config.batch % (jax.device_count() * config.accumulate):
+    target = target or attached()
+    make_strategy = choose("strategy", config.parallel.strategy, registries.STRATEGIES)
+    strategy = make_strategy(target, config.parallel.data, config.parallel.fsdp)
+    if config.batch % (target.count * config.accumulate):
         raise ValueError(
-            f"config.batch={config.batch} does not divide over {jax.device_count()} devices × "
+            f"config.batch={config.batch} does not divide over {target.count} devices × "
             f"config.accumulate={config.accumulate}"
         )
-    path = named.make("path", named.PATHS, config.path)
-    predicts = choose("prediction", config.predicts, named.PREDICTIONS)
-    kind = choose("task", config.task, KINDS)
+    task = choose("task", config.task, TASKS)
+    takes_scale = task.takes_scale(config)
     dataset = load_dataset(config, config.dataset.split)
-    held_out = load_dataset(config, config.dataset.held_out) if config.dataset.held_out else None
+    held_out = None
+    if config.dataset.held_out:
+        held_out = load_dataset(config, config.dataset.held_out, dataset.class_names)
     if config.dataset.flip and dataset.decoder is not None:
         raise ValueError(
-            "config.dataset.flip mirrors pixels, and these are latents; mirror the pictures when they "
+            "config.dataset.flip mirrors pixels, and these are latents; mirror the images when they "
             "are encoded, guidedflow encode --mirrored"
         )
-    network = named.network_for(config, dataset.image_shape, dataset.num_classes, kind.scalars)
-    if kind.generates and isinstance(network, models.Classifier):
-        raise ValueError(
-            f"config.network.preset={config.network.preset!r} is a classifier; "
-            "config.task='classifier' trains it"
-        )
-    schedule = named.learning_rate_schedule(config)
-    facts = {**dataset.identity, "num_classes": dataset.num_classes}
-    about_data = {f"dataset.{key}": value for key, value in facts.items()}
-    return Task(
+    condition = dataset.condition
+    network = registries.network_for(
+        config,
+        dataset.image_shape,
+        condition,
+        takes_scale.scalars,
+        target.platform,
+        devices=1 if strategy.mesh_inside is None else target.count,
+        mesh=strategy.mesh_inside,
+    )
+    _check_output(network, config, task)
+    parts = Parts(
         config=config,
-        kind=kind,
+        network=network,
+        path=registries.make("path", registries.PATHS, config.path),
+        predicts=choose("prediction", config.predicts, registries.PREDICTIONS),
+        condition=condition,
+        image_shape=dataset.image_shape,
+        teacher=_teacher(config, task, target),
+    )
+    schedule = registries.learning_rate_schedule(config)
+    facts = {**dataset.identity, **condition.identity()}
+    about_data = {f"dataset.{key}": value for key, value in facts.items()}
+    return Setup(
+        parts=parts,
+        task=task,
+        takes_scale=takes_scale,
         dataset=dataset,
         held_out=held_out,
-        network=network,
-        path=path,
-        predicts=predicts,
-        loss_fn=kind.loss(config, network, path, predicts, dataset) if trains else _no_loss,
-        optimizer=named.optimizer_for(config, schedule),
+        loss_fn=task.loss(parts),
+        optimizer=registries.optimizer_for(config, schedule),
         learning_rate=schedule,
         ema_decay=ema_schedule(config.ema.decay, config.ema.warm_up),
         strategy=strategy,
+        target=target,
         identity={**identity(config), **about_data},
     )

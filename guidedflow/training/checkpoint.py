@@ -119,11 +119,25 @@ def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, An
       ValueError: a field differs.
     """
     for name in sorted(found):
-        if found.get(name) != wanted.get(name):
+        ours, theirs = wanted.get(name), found.get(name)
+        if ours != theirs:
+            if isinstance(ours, list) and isinstance(theirs, list):
+                # A thousand class names tell less than the first that only one side has.
+                ours, theirs = _missing(ours, theirs) or ours, _missing(theirs, ours) or theirs
             raise ValueError(
-                f"{path} belongs to a run with {name}={found.get(name)!r}, this one has "
-                f"{name}={wanted.get(name)!r}; take that value or another workdir"
+                f"{path} belongs to a run with {name}={_brief(theirs)}, this one has "
+                f"{name}={_brief(ours)}; take that value or another workdir"
             )
+
+
+def _missing(of: list, there: list) -> list:
+    """Return the first entries of one list that the other has not."""
+    return [entry for entry in of if entry not in there][:3]
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def check_structure(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:

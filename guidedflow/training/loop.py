@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 
 from guidedflow import data
 from guidedflow.training import config as configs
-from guidedflow.training import grids, metrics, parallel, pictures, processes, throughput, workdir
+from guidedflow.training import grids, metrics, parallel, plots, processes, throughput, workdir
 from guidedflow.training.batches import HeldOut, Numbered
-from guidedflow.training.build import Task, build
+from guidedflow.training.build import Setup, build
 from guidedflow.training.checkpoint import Checkpointer, Keep, Record, restore, steps_in
 from guidedflow.training.preemption import StopRequests
 from guidedflow.training.state import TrainState, state_bytes
@@ -38,36 +38,36 @@ class Outcome:
 
 
 def start_state(
-    task: Task, folder: Path, resume: bool, say: Callable[[str], None]
+    setup: Setup, folder: Path, resume: bool, say: Callable[[str], None]
 ) -> tuple[TrainState, Record | None]:
     """Return a fresh state, or the newest good checkpoint's.
 
     Raises:
       ValueError: the folder holds checkpoints and `resume` is off; or as `restore` has it.
     """
-    abstract = parallel.abstract_state(task.init, task.strategy)
+    abstract = parallel.abstract_state(setup.init, setup.strategy)
     if steps_in(folder):
         if not resume:
             raise ValueError(
                 f"{folder.parent} already holds a run at step {steps_in(folder)[-1]}; "
                 "add --resume to go on with it, or take another workdir"
             )
-        state_and_record = restore(folder, abstract, task.identity, repair=True, say=say)
+        state_and_record = restore(folder, abstract, setup.identity, repair=True, say=say)
         if state_and_record is not None:
             return state_and_record
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(task.init, out_shardings=places)(jax.random.key(task.config.seed)), None
+    return jax.jit(setup.init, out_shardings=places)(jax.random.key(setup.config.seed)), None
 
 
 class Run:
-    """One run of a task in a workdir, from its first or a resumed step to its last."""
+    """One run in a workdir, from its first or a resumed step to its last."""
 
-    def __init__(self, task: Task, folder: Path, resume: bool, display: bool = True) -> None:
-        self.task, self.folder, self.config = task, folder, task.config
+    def __init__(self, setup: Setup, folder: Path, resume: bool, display: bool = True) -> None:
+        self.setup, self.folder, self.config = setup, folder, setup.config
         self.lead = processes.is_lead()
         say = print if self.lead and display else (lambda line: None)
         checkpoints = workdir.checkpoints(folder)
-        self.state, record = start_state(task, checkpoints, resume, say)
+        self.state, record = start_state(setup, checkpoints, resume, say)
         self.step = record.step if record else 0
         self.pending: metrics.Pending = list(record.pending) if record else []
         self.rated: dict[str, float] = dict(record.metrics) if record else {}
@@ -76,7 +76,7 @@ class Run:
         options = self.config.checkpoint
         self.checkpointer = Checkpointer(
             checkpoints,
-            task.identity,
+            setup.identity,
             configs.resolved(self.config),
             Keep(options.keep_last, options.keep_every, options.keep_best),
         )
@@ -86,9 +86,9 @@ class Run:
             metrics.JsonLines(folder / "throughput.jsonl", self.step) if self.lead else None
         )
         self.in_flight: deque[dict[str, Array]] = deque()
-        self.held_out = HeldOut(task) if task.held_out and self.config.held_out.every else None
-        shows = self.config.sample.every and task.kind.generates
-        self.sampler = pictures.make_sampler(task) if shows else None
+        self.held_out = HeldOut(setup) if setup.held_out and self.config.held_out.every else None
+        shows = self.config.sample.every and setup.task.output == "field"
+        self.sampler = plots.make_sampler(setup) if shows else None
 
     def _open_sinks(self) -> list[metrics.Sink]:
         log, start = self.config.log, self.step
@@ -141,9 +141,9 @@ class Run:
     def _input(self) -> data.Prefetch:
         options = self.config.input
         return data.prefetch(
-            Numbered(self.task.batches()),
+            Numbered(self.setup.batches()),
             self.step,
-            self.task.strategy.place_batch,
+            self.setup.strategy.place_batch,
             depth=options.depth,
             threads=options.threads,
             processes=options.processes,
@@ -151,14 +151,15 @@ class Run:
 
     def _compile(self, key: Array) -> Any:
         began = time.perf_counter()
-        strategy = self.task.strategy
-        batch = strategy.place_batch(Numbered(self.task.batches())[self.step])
-        compiled = strategy.compile(self.task.step(), self.state, batch, key)
+        strategy = self.setup.strategy
+        batch = strategy.place_batch(Numbered(self.setup.batches())[self.step])
+        compiled = strategy.compile(self.setup.step(), self.state, batch, key)
         count = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         total = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
-        share = max(state_bytes(self.state, device) for device in jax.local_devices()) / total
+        target = self.setup.target
+        share = max(state_bytes(self.state, device) for device in target.local) / total
         self.display.say(
-            f"{count:,} parameters on {jax.device_count()} {jax.devices()[0].platform} devices, "
+            f"{count:,} parameters on {target.count} {target.platform} devices, "
             f"{share:.1%} of the state's {total:,} bytes on each; "
             f"compiled in {time.perf_counter() - began:.1f} s"
         )
@@ -167,9 +168,11 @@ class Run:
     def _make_meter(self, batches: data.Prefetch) -> throughput.Meter:
         flops = peak = 0.0
         if self.lead:  # the only one that writes clocks
-            flops = self.task.flops() / jax.device_count()
-            peak = throughput.matmul_peak(getattr(self.task.network, "dtype", jnp.float32))
-        meter = throughput.Meter(self.config.batch, flops, peak)
+            target = self.setup.target
+            flops = self.setup.flops() / target.count
+            dtype = getattr(self.setup.network, "dtype", jnp.float32)
+            peak = throughput.matmul_peak(dtype, target.platform)
+        meter = throughput.Meter(self.config.batch, flops, peak, self.setup.target.local[0])
         meter.restart(batches.waited)
         return meter
 
@@ -265,11 +268,11 @@ class Run:
             folder.mkdir(exist_ok=True)
             title = f"step {self.step}, w = {options.scale:g}, Heun, {options.steps} steps"
             path = folder / f"{self.step:08d}.png"
-            drawn = self.task.dataset.pictures(np.asarray(images))
+            drawn = self.setup.dataset.images(np.asarray(images))
             grids.draw_grid(drawn, options.rows, title, path)
         else:
-            pictures.draw_accuracies(records, self.folder / "accuracy.png")
-        pictures.draw_loss(records, self.folder / "loss.png")
+            plots.draw_accuracies(records, self.folder / "accuracy.png")
+        plots.draw_loss(records, self.folder / "loss.png")
 
     def _save(self) -> None:
         self.checkpointer.save(self.state, self.rated, list(self.pending))
@@ -295,11 +298,12 @@ def train(
       FloatingPointError: a loss was not finite.
       SaveError: a checkpoint could not be written.
     """
-    task = build(config)  # first, so that a config that is no good leaves nothing behind
+    setup = build(config)  # first, so that a config that is no good leaves nothing behind
     with ExitStack() as stack:
         if processes.is_lead():
             stack.enter_context(workdir.locked(folder))
-        run = Run(task, folder, resume, display)
+        run = Run(setup, folder, resume, display)
         if processes.is_lead():
             workdir.write_config(folder, configs.resolved(config))
+            workdir.write_examples(folder, setup.dataset)
         return run.fit()

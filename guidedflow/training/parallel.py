@@ -1,7 +1,7 @@
 """Strategies over devices: each places state and batch, and compiles the same step function."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -10,10 +10,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Key, PyTree
 
+from guidedflow.target import Target
 from guidedflow.training.step import StepFn
 
-# Leaves smaller than this stay whole: sharding a bias costs a message and saves nothing.
-SMALLEST_SHARDED = 1024
+# Leaves smaller than this stay whole: sharding them costs a message and saves nothing.
+SMALLEST_SHARDED = 256
 
 
 class Strategy(Protocol):
@@ -21,11 +22,15 @@ class Strategy(Protocol):
 
     @property
     def mesh(self) -> Mesh:
-        """All devices, with axes `data` and `fsdp`."""
+        """All devices; a batch is spread over all its axes."""
 
     @property
     def axis_name(self) -> str | None:
         """Name of the mapped axis inside the step, if it has one."""
+
+    @property
+    def mesh_inside(self) -> Mesh | None:
+        """The mesh that a step is compiled over; None where each device runs its own program."""
 
     def shardings(self, state: PyTree) -> PyTree:
         """Where each leaf of a (concrete or abstract) state lives."""
@@ -37,11 +42,13 @@ class Strategy(Protocol):
         """Compile `step` for arguments like these, placed; the state passed in is donated."""
 
 
-def _devices(mesh: Mesh) -> int:
-    return int(mesh.devices.size)
+def local_devices(mesh: Mesh) -> int:
+    """Return how many of a mesh's devices belong to this process."""
+    return sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
 
 
-def _check_divides(batch: PyTree, local: int, total: int) -> None:
+def _check_divides(batch: PyTree, mesh: Mesh) -> None:
+    local, total = local_devices(mesh), mesh.size
     size = jax.tree.leaves(batch)[0].shape[0]
     if size % local:
         raise ValueError(
@@ -57,29 +64,66 @@ def _put(batch: PyTree, sharding: NamedSharding) -> PyTree:
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
 
 
-def make_mesh(data: int, fsdp: int) -> Mesh:
-    """Return a mesh of all devices with axes `data` and `fsdp`; 0 for one of them fits it.
+def make_mesh(target: Target, data: int, fsdp: int) -> Mesh:
+    """Return a mesh of all the target's devices, `data` × `fsdp`; 0 for one of them fits it.
+
+    `fsdp` is an axis for each of its prime factors, `fsdp_0`, `fsdp_1`, …: an axis of a parameter that
+    not all of `fsdp` divides is sharded over the factors that do, and another axis over the others.
 
     Raises:
       ValueError: data × fsdp is not the number of devices.
     """
-    count = jax.device_count()
+    count = target.count
     if data < 0 or fsdp < 0 or (data == 0 and fsdp == 0):
         raise ValueError(f"a mesh needs sizes of at least 1, at most one of them 0: {data}×{fsdp}")
     data = data or count // fsdp
     fsdp = fsdp or count // data
     if data * fsdp != count:
         raise ValueError(f"a mesh of data={data} × fsdp={fsdp} does not fit {count} devices")
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    shape = (data, fsdp)
+    whole = jax.make_mesh(shape, ("data", "fsdp"), (AxisType.Auto,) * 2, devices=target.devices)
+    parts = prime_factors(fsdp)
+    names = ("data", *(f"fsdp_{i}" for i in range(len(parts))))
+    return Mesh(whole.devices.reshape(data, *parts), names)
 
 
-def fsdp_spec(shape: tuple[int, ...], parts: int) -> P:
-    """Shard the largest axis that `parts` divides; small or indivisible leaves stay whole."""
-    divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
-    if parts == 1 or not divisible or np.prod(shape) < SMALLEST_SHARDED:
+def prime_factors(number: int) -> list[int]:
+    """Return the prime factors of a number, the largest first."""
+    factors, divisor = [], 2
+    while number > 1:
+        while number % divisor == 0:
+            factors.append(divisor)
+            number //= divisor
+        divisor += 1
+    return factors[::-1]
+
+
+def fsdp_axes(mesh: Mesh) -> dict[str, int]:
+    """Return the axes of a mesh that the state is sharded over, and their sizes."""
+    return {name: size for name, size in mesh.shape.items() if name != "data"}
+
+
+def fsdp_spec(shape: tuple[int, ...], axes: Mapping[str, int]) -> P:
+    """Shard the largest axis of a leaf over every mesh axis that divides it, the next over the rest.
+
+    Args:
+      shape: of the leaf; one of fewer than SMALLEST_SHARDED numbers stays whole.
+      axes: names and sizes of the mesh axes.
+    """
+    if np.prod(shape) < SMALLEST_SHARDED:
         return P()
-    largest = max(divisible, key=lambda axis: shape[axis])
-    return P(*(("fsdp" if axis == largest else None) for axis in range(len(shape))))
+    left = list(shape)
+    names: list[list[str]] = [[] for _ in shape]
+    for name, size in axes.items():
+        divisible = [axis for axis, rest in enumerate(left) if rest % size == 0]
+        if divisible:
+            # Where sizes are equal, the axis that is sharded already.
+            best = max(divisible, key=lambda axis: (shape[axis], len(names[axis])))
+            left[best] //= size
+            names[best].append(name)
+    if not any(names):
+        return P()
+    return P(*(tuple(own) if own else None for own in names))
 
 
 @dataclass(frozen=True)
@@ -90,17 +134,18 @@ class Pmap:
     that of any other strategy.
     """
 
-    mesh: Mesh = field(default_factory=lambda: make_mesh(0, 1))
+    mesh: Mesh
     axis_name: str = "batch"
+    mesh_inside: None = None
 
     def shardings(self, state: PyTree) -> PyTree:
         return jax.tree.map(lambda _: NamedSharding(self.mesh, P()), state)
 
     def place_batch(self, batch: PyTree) -> PyTree:
-        local = jax.local_device_count()
-        _check_divides(batch, local, _devices(self.mesh))
+        _check_divides(batch, self.mesh)
+        local = local_devices(self.mesh)
         split = jax.tree.map(lambda leaf: leaf.reshape(local, -1, *leaf.shape[1:]), batch)
-        return _put(split, NamedSharding(self.mesh, P(("data", "fsdp"))))
+        return _put(split, NamedSharding(self.mesh, P(self.mesh.axis_names)))
 
     def compile(self, step: StepFn, state: PyTree, batch: PyTree, key: Array) -> Any:
         mapped = jax.pmap(
@@ -111,7 +156,7 @@ class Pmap:
             donate_argnums=0,
         )
         # `lower` counts this process's devices where the compiled program counts all of them.
-        local = jax.local_device_count()
+        local = local_devices(self.mesh)
         batch = jax.tree.map(lambda leaf: np.zeros((local, *leaf.shape[1:]), leaf.dtype), batch)
         return mapped.lower(state, batch, key).compile()
 
@@ -126,20 +171,25 @@ class Sharded:
     mesh: Mesh
     axis_name: None = None
 
+    @property
+    def mesh_inside(self) -> Mesh:
+        """The whole mesh."""
+        return self.mesh
+
     def shardings(self, state: PyTree) -> PyTree:
-        parts = self.mesh.shape["fsdp"]
+        axes = fsdp_axes(self.mesh)
         return jax.tree.map(
-            lambda leaf: NamedSharding(self.mesh, fsdp_spec(leaf.shape, parts)), state
+            lambda leaf: NamedSharding(self.mesh, fsdp_spec(leaf.shape, axes)), state
         )
 
     def place_batch(self, batch: PyTree) -> PyTree:
-        _check_divides(batch, jax.local_device_count(), _devices(self.mesh))
-        return _put(batch, NamedSharding(self.mesh, P(("data", "fsdp"))))
+        _check_divides(batch, self.mesh)
+        return _put(batch, NamedSharding(self.mesh, P(self.mesh.axis_names)))
 
     def compile(self, step: StepFn, state: PyTree, batch: PyTree, key: Array) -> Any:
         whole = NamedSharding(self.mesh, P())
         places = self.shardings(state)
-        batches = NamedSharding(self.mesh, P(("data", "fsdp")))
+        batches = NamedSharding(self.mesh, P(self.mesh.axis_names))
         jitted = jax.jit(
             step,
             in_shardings=(places, batches, whole),
@@ -149,14 +199,19 @@ class Sharded:
         return jitted.lower(state, batch, key).compile()
 
 
-def data() -> Sharded:
-    """Replicated data parallel over all devices."""
-    return Sharded(make_mesh(0, 1))
+def pmap(target: Target) -> Pmap:
+    """Replicated data parallel by `jax.pmap` over all of the target's devices."""
+    return Pmap(make_mesh(target, 0, 1))
 
 
-def fsdp() -> Sharded:
-    """Parameters, average and optimiser state sharded over all devices."""
-    return Sharded(make_mesh(1, 0))
+def data(target: Target) -> Sharded:
+    """Replicated data parallel over all of the target's devices."""
+    return Sharded(make_mesh(target, 0, 1))
+
+
+def fsdp(target: Target) -> Sharded:
+    """Parameters, average and optimiser state sharded over all of the target's devices."""
+    return Sharded(make_mesh(target, 1, 0))
 
 
 def abstract_state(init: Callable[[Key[Array, ""]], PyTree], strategy: Strategy) -> PyTree:

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Int, PyTree, UInt32
+from jaxtyping import Array, Int, Key, PyTree, UInt32
 
 
 class TrainState(NamedTuple):
@@ -31,6 +32,19 @@ def create(params: PyTree, optimizer: optax.GradientTransformation) -> TrainStat
     # A copy, since a donated state must not hold one buffer twice.
     ema = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+
+
+def fresh(
+    network: nn.Module,
+    image_shape: tuple[int, ...],
+    inputs: tuple[Any, ...],
+    optimizer: optax.GradientTransformation,
+    key: Key[Array, ""],
+) -> TrainState:
+    """Return the state with fresh parameters for images of this shape and these further inputs."""
+    x, t = jnp.zeros((1, *image_shape)), jnp.zeros(1)
+    params = network.init(key, x, t, *inputs)["params"]
+    return create(params, optimizer)
 
 
 def leaf_names(tree: PyTree) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def make_step(
     learning_rate: Schedule,
     accumulate: int = 1,
     axis_name: str | None = None,
+    in_turn: bool = False,
 ) -> StepFn:
     """Build the training step.
 
@@ -99,6 +100,7 @@ def make_step(
       learning_rate: step to learning rate, for the metrics only.
       accumulate: micro-batches a step; memory goes down with it, the result stays.
       axis_name: name of the mapped axis to average over, under `pmap` only.
+      in_turn: update one leaf after another, which saves memory on a CPU.
     Returns:
       the step; its metrics are float32 scalars `loss`, `grad_norm`, `param_norm`,
       `learning_rate` and `finite` (1, or 0 if any of these was not).
@@ -116,7 +118,7 @@ def make_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         # A branch and not a choice after the fact: XLA's CPU compiler then writes the new state over
         # the old one, in less than half the time.
-        update = partial(_updated, optimizer, ema_decay)
+        update = partial(_updated, optimizer, ema_decay, in_turn)
         kept, param_norm = lax.cond(finite, update, _unchanged, state, grads)
 
         metrics = {
@@ -135,24 +137,27 @@ Kept = tuple[PyTree, PyTree, PyTree]
 
 
 def _updated(
-    optimizer: optax.GradientTransformation, ema_decay: Schedule, state: TrainState, grads: PyTree
+    optimizer: optax.GradientTransformation,
+    ema_decay: Schedule,
+    in_turn: bool,
+    state: TrainState,
+    grads: PyTree,
 ) -> tuple[Kept, Array]:
     """Return parameters, average and optimiser state after the update, and the parameters' norm.
 
     A parameter that overflows stays as it was, and the norm, not finite then, tells.
     """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params, param_norm = _moved(state.params, updates)
+    params, param_norm = _moved(state.params, updates, in_turn)
     decay = ema_decay(state.step)
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
     return (params, ema, opt_state), param_norm
 
 
-def _moved(params: PyTree, updates: PyTree) -> tuple[PyTree, Array]:
+def _moved(params: PyTree, updates: PyTree, in_turn: bool) -> tuple[PyTree, Array]:
     """Return the parameters after the updates, with the old one for each that overflows, and the
     norm that they would have without that exception."""
     leaves, tree = jax.tree.flatten(params)
-    in_turn = jax.default_backend() == "cpu"
     squares, kept = jnp.zeros(()), []
     for old, update in zip(leaves, jax.tree.leaves(updates), strict=True):
         # Squares are never negative: this makes a leaf wait for the one before. XLA's CPU compiler

@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 
 
-def matmul_peak(dtype: Any, size: int = 0, seconds: float = 0.2) -> float:
+def matmul_peak(dtype: Any, platform: str, size: int = 0, seconds: float = 0.2) -> float:
     """Measured FLOP/s of square matrix products on one device: what utilisation is relative to.
 
     Args:
       dtype: of the operands; the network's compute dtype.
+      platform: of the device.
       size: side of the matrices; 0 for 1024 on CPU and 8192 elsewhere.
       seconds: how long to measure, after one run to compile.
     """
-    size = size or (1024 if jax.default_backend() == "cpu" else 8192)
+    size = size or (1024 if platform == "cpu" else 8192)
     operand = jnp.full((size, size), 1e-3, dtype)
     product = jax.jit(jnp.matmul)
     product(operand, operand).block_until_ready()
@@ -27,9 +28,9 @@ def matmul_peak(dtype: Any, size: int = 0, seconds: float = 0.2) -> float:
     return 2.0 * size**3 / best
 
 
-def memory() -> dict[str, float]:
-    """Return bytes in use and at their peak on this process's first device, where it counts them."""
-    stats = jax.local_devices()[0].memory_stats() or {}
+def memory(device: jax.Device) -> dict[str, float]:
+    """Return bytes in use and at their peak on a device, where it counts them."""
+    stats = device.memory_stats() or {}
     names = {"bytes_in_use": "memory_bytes", "peak_bytes_in_use": "memory_peak_bytes"}
     return {ours: float(stats[theirs]) for theirs, ours in names.items() if theirs in stats}
 
@@ -41,10 +42,13 @@ class Meter:
       batch: images a step, over all devices.
       flops: operations of the model in one step on one device; 0 if unknown.
       peak: FLOP/s of one device; 0 leaves utilisation out.
+      device: whose memory is read; None leaves it out.
     """
 
-    def __init__(self, batch: int, flops: float, peak: float) -> None:
-        self._batch, self._flops, self._peak = batch, flops, peak
+    def __init__(
+        self, batch: int, flops: float, peak: float, device: jax.Device | None = None
+    ) -> None:
+        self._batch, self._flops, self._peak, self._device = batch, flops, peak, device
         self.restart(0.0)
 
     def restart(self, waited: float) -> None:
@@ -68,7 +72,7 @@ class Meter:
             "steps_per_second": rate,
             "images_per_second": rate * self._batch,
             "input_wait": (waited - self._waited) / seconds,
-            **memory(),
+            **(memory(self._device) if self._device else {}),
         }
         if self._peak and self._flops:
             numbers["model_flop_utilisation"] = rate * self._flops / self._peak

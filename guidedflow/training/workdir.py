@@ -1,6 +1,7 @@
 """The folder of a run: who may write to it, and what stands in it.
 
-`config.json` the resolved config, `checkpoints/`, `metrics.jsonl` what a run computes (bit-identical
+`config.json` the resolved config, `examples.json` what the examples are (and `decoder.npz`, of
+latents), `checkpoints/`, `metrics.jsonl` what a run computes (bit-identical
 for the same run), `throughput.jsonl` what clocks say, `samples/` and `loss.png`, `tensorboard/`.
 """
 
@@ -13,7 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from guidedflow.conditions import describe
+from guidedflow.data import Dataset
 from guidedflow.files import naming, replacing
+
+EXAMPLES, DECODER = "examples.json", "decoder.npz"
+_VERSION = 1
 
 
 @contextmanager
@@ -59,6 +65,40 @@ def read_config(workdir: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise ValueError(f"{workdir / 'config.json'} is damaged: {error}") from None
+
+
+def write_examples(workdir: Path, dataset: Dataset) -> None:
+    """Write what the examples are, so that what is trained can be used without them."""
+    decoder = None
+    if dataset.decoder is not None:
+        with replacing(workdir / DECODER) as temporary:
+            decoder = dataset.decoder.save(temporary)
+    facts = {
+        "version": _VERSION,
+        "image_shape": list(dataset.image_shape),
+        "condition": describe(dataset.condition),
+        "decoder": decoder,
+    }
+    with replacing(workdir / EXAMPLES) as temporary:
+        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def read_examples(workdir: Path) -> dict[str, Any] | None:
+    """Return what `write_examples` wrote; None of a run that is older than that file.
+
+    Raises:
+      ValueError: the file is damaged, or of a newer version.
+    """
+    file = workdir / EXAMPLES
+    try:
+        facts = json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    if facts.get("version") != _VERSION:
+        raise ValueError(f"{file} is of version {facts.get('version')}, expected {_VERSION}")
+    return facts
 
 
 def checkpoints(workdir: Path) -> Path:

@@ -49,7 +49,7 @@ def test_a_preset_is_measured_without_data_config_or_plotting_libraries(tmp_path
     # The batch really is on all devices, and the training step too.
     assert figures["workload"]["devices"] == 4
     assert figures["training"]["strategy"] == "Pmap"
-    assert figures["training"]["mesh"] == {"data": 4, "fsdp": 1}
+    assert figures["training"]["mesh"] == {"data": 4}
 
 
 def test_the_block_is_one_that_blocks():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import pytest
 from guidedflow import benchmark, models
 from guidedflow.benchmark import counting, growth, parts, sampling, timing, training
 from guidedflow.cli import main
-from guidedflow.models.products import pick
+from guidedflow.training import parallel
+from guidedflow.training.registries import operations_for
 
 
 def silent(line):
@@ -54,7 +56,7 @@ def test_strategies_train_over_all_devices(work, name):
     step = training.step_of(work, strategy=strategy)
     step.run()
     assert strategy.mesh.devices.size == 4
-    assert strategy.mesh.shape["fsdp"] == {"fsdp": 4, "mesh": 2}[name]
+    assert math.prod(parallel.fsdp_axes(strategy.mesh).values()) == {"fsdp": 4, "mesh": 2}[name]
 
 
 def test_donated_buffers_are_counted_once():
@@ -170,14 +172,13 @@ def test_bad_options_are_one_line(arguments, says, capsys):
     assert error.count("\n") == 1
 
 
-def test_products_are_a_choice_of_networks_that_have_it(capsys):
-    assert main(["bench", "--preset=tiny-unet", "--products=amx"]) == 2
-    assert capsys.readouterr().err == "guidedflow: --products=amx is for a DiT, not UNet\n"
-    assert main(["bench", "--preset=tiny", "--products=mkl"]) == 2
-    assert "unknown products 'mkl'" in capsys.readouterr().err
+def test_unknown_kernels_are_refused(capsys):
+    assert main(["bench", "--preset=tiny", "--kernels=mkl"]) == 2
+    assert "unknown kernels 'mkl'" in capsys.readouterr().err
 
 
 def test_the_figures_say_who_computed_the_products(work):
-    assert sampling.description(work)["products"] == "xla"
-    asked = dataclasses.replace(work, network=work.network.clone(products="amx"))
-    assert sampling.description(asked)["products"] == pick("amx", jnp.float32)[0]
+    assert sampling.description(work)["kernels"] == "xla"
+    made = operations_for("native", "auto", "cpu")
+    asked = dataclasses.replace(work, network=work.network.clone(operations=made))
+    assert sampling.description(asked)["kernels"] == made.name

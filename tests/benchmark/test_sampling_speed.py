@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from guidedflow import benchmark, models, samplers, times
+from guidedflow.benchmark.workload import image_channels
 from guidedflow.cli import main
 
 
@@ -81,7 +82,7 @@ def test_ratios_within_one_run(work):
 
 
 def test_one_scan_is_not_slower_than_a_python_loop_of_compiled_steps(work):
-    apply = benchmark.Apply(work.network)
+    apply = image_channels(work.network)
     ts = times.uniform_grid(32)
     step = jax.jit(lambda p, x, t, h, y: x + h * apply(p, x, jnp.broadcast_to(t, y.shape), y))
     model = jax.tree_util.Partial(apply, work.params)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from guidedflow.data import Dataset, load
+from guidedflow.data.autoencoders import ENCODERS, fit_patches, fit_pca, load_code
 from guidedflow.data.captions import with_captions
-from guidedflow.data.codes import ENCODERS, fit_patches, fit_pca, load_code
 from guidedflow.data.encoding import Job, encode
 
 
@@ -65,9 +65,7 @@ def test_a_code_that_keeps_all_channels_gives_every_byte_back(tmp_path, encoder,
         dataset = load(f"latents:{tmp_path / 'set'}", split=split)
         batch = dataset.take()
         assert dataset.image_shape == (4 // patch, 6 // patch, 2 * patch**2)
-        assert np.array_equal(
-            np.rint((dataset.pictures(batch["image"]) + 1) * 127.5), images[:count]
-        )
+        assert np.array_equal(np.rint((dataset.images(batch["image"]) + 1) * 127.5), images[:count])
         assert batch["label"].tolist() == [i % 3 for i in range(count)]
     assert dataset.class_names == ("a", "b", "c")
 
@@ -198,7 +196,7 @@ def test_mirrored_pictures_come_after_all_others(tmp_path):
     encode(job(tmp_path / "set", {"train": pictures(images)}, mirrored=True, records_per_shard=4))
     dataset = load(f"latents:{tmp_path / 'set'}")
     batch = dataset.take()
-    decoded = np.rint((dataset.pictures(batch["image"]) + 1) * 127.5)
+    decoded = np.rint((dataset.images(batch["image"]) + 1) * 127.5)
     assert np.array_equal(decoded, np.concatenate([images, images[:, :, ::-1]]))
     assert batch["label"].tolist() == [0, 1, 2, 0, 1] * 2
 
@@ -264,7 +262,7 @@ def test_latents_without_a_decoder_stay_as_they_are(tmp_path):
     (tmp_path / "set" / "train" / "decoder.npz").unlink()
     dataset = load(f"latents:{tmp_path / 'set'}")
     latents = dataset.take()["image"]
-    assert dataset.pictures(latents) is latents
+    assert dataset.images(latents) is latents
 
 
 def test_the_index_is_that_of_latents_written_in_order(tmp_path):

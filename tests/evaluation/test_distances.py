@@ -12,6 +12,7 @@ from guidedflow.evaluation import (
     nearest,
     precision_recall,
 )
+from guidedflow.evaluation.distances import check_size
 
 
 def _spd(rng, d):
@@ -21,27 +22,27 @@ def _spd(rng, d):
 
 def test_equal_gaussians_are_at_distance_zero():
     rng = np.random.default_rng(0)
-    a = Gaussian(rng.standard_normal(5), _spd(rng, 5))
+    a = Gaussian.of(rng.standard_normal(5), _spd(rng, 5))
     assert frechet(a, a) == pytest.approx(0, abs=1e-9)
 
 
 def test_a_shift_of_the_mean_counts_by_its_square():
     rng = np.random.default_rng(1)
     covariance, shift = _spd(rng, 4), rng.standard_normal(4)
-    a, b = Gaussian(np.zeros(4), covariance), Gaussian(shift, covariance)
+    a, b = Gaussian.of(np.zeros(4), covariance), Gaussian.of(shift, covariance)
     assert frechet(a, b) == pytest.approx(np.sum(shift**2), rel=1e-9)
 
 
 def test_diagonal_covariances_differ_by_their_standard_deviations():
-    a = Gaussian(np.zeros(3), np.diag([1.0, 4.0, 9.0]))
-    b = Gaussian(np.zeros(3), np.diag([16.0, 4.0, 0.0]))
+    a = Gaussian.of(np.zeros(3), np.diag([1.0, 4.0, 9.0]))
+    b = Gaussian.of(np.zeros(3), np.diag([16.0, 4.0, 0.0]))
     assert frechet(a, b) == pytest.approx((1 - 4) ** 2 + 0 + 3**2, rel=1e-12)
 
 
 def test_covariances_that_do_not_commute_match_a_matrix_square_root():
     linalg = pytest.importorskip("scipy.linalg")
     rng = np.random.default_rng(2)
-    a, b = (Gaussian(rng.standard_normal(6), _spd(rng, 6)) for _ in range(2))
+    a, b = (Gaussian.of(rng.standard_normal(6), _spd(rng, 6)) for _ in range(2))
     root = linalg.sqrtm(a.covariance @ b.covariance)
     expected = np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance + b.covariance - 2 * root)
     assert frechet(a, b) == pytest.approx(expected.real, rel=1e-8)
@@ -53,6 +54,31 @@ def test_the_distance_does_not_change_under_a_common_rotation():
     x, y = rng.standard_normal((200, 5)), 2 * rng.standard_normal((300, 5)) + 1
     rotation, _ = np.linalg.qr(rng.standard_normal((5, 5)))
     assert frechet_of(x @ rotation, y @ rotation) == pytest.approx(frechet_of(x, y), rel=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [(7, 9), (7, 60), (60, 7), (60, 50)])
+def test_sets_with_more_dimensions_than_rows_match_their_covariances(sizes):
+    """Against the matrix square root of 24 x 24 covariances, whichever form each set is kept in."""
+    linalg = pytest.importorskip("scipy.linalg")
+    rng = np.random.default_rng(12)
+    x, y = (rng.standard_normal((n, 24)) * np.arange(1, 25) + 1 / n for n in sizes)
+    c, d = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    np.testing.assert_allclose(fit_gaussian(x).covariance, c, atol=1e-10)
+    assert len(fit_gaussian(x).factor) == min(sizes[0], 24)
+    # The root of a singular product is ill-conditioned: a ridge, which counts by its root in each of
+    # the 24 directions.
+    ridge = 1e-9 * np.eye(24)
+    root = linalg.sqrtm((c + ridge) @ (d + ridge)).real
+    tolerance = 2 * 24 * np.sqrt(1e-9 * max(np.trace(c), np.trace(d)))
+    expected = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(c + d - 2 * root)
+    assert frechet_of(x, y) == pytest.approx(expected, abs=tolerance)
+    assert frechet_of(x, x) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_shift_in_very_many_dimensions_takes_no_covariance():
+    """A covariance of 200,000 dimensions would be 320 GB."""
+    x = np.random.default_rng(13).standard_normal((12, 200_000))
+    assert frechet_of(x, x + 0.5) == pytest.approx(0.25 * 200_000, rel=1e-9)
 
 
 def test_constant_features_give_a_finite_distance():
@@ -128,6 +154,7 @@ def test_inception_score_runs_from_one_to_the_number_of_classes():
     ("call", "message"),
     [
         (lambda: fit_gaussian(np.zeros((1, 3))), "at least 2 rows"),
+        (lambda: check_size(9_000, 200_000), "9,000 features in 200,000 dimensions takes too long"),
         (lambda: fit_gaussian(np.array([[1.0], [np.nan]])), "finite; 1 numbers"),
         (lambda: frechet_of(np.zeros((3, 2)), np.zeros((3, 4))), "one dimension"),
         (lambda: nearest(np.zeros((3, 2)), np.zeros((3, 4))), "one dimension, got 2 and 4"),

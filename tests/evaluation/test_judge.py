@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from guidedflow.evaluation import Judge
+from guidedflow.evaluation import Judge, smaller
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,79 @@ def test_bad_input_is_named(judge, digits):
         judge.score(images[:, :4], labels)
     with pytest.raises(ValueError, match="not"):
         judge.score(np.full_like(images, np.nan), labels)
-    with pytest.raises(ValueError, match="at least two classes"):
-        Judge((images, np.zeros_like(labels)), digits[1])
+    with pytest.raises(ValueError, match=r"more than 3 held-out images .* got 3"):
+        Judge(digits[0], (images[:3], labels[:3]))
+    with pytest.raises(ValueError, match=r"more than 3 training images in each half .* got 3"):
+        Judge((images[:7], labels[:7]))
     with pytest.raises(ValueError, match="one shape"):
         Judge(digits[0], (images[:, :4], labels))
+
+
+@pytest.fixture(scope="module")
+def coloured():
+    """Three classes of 40 x 40 pictures, each a colour under noise; two draws."""
+    labels = np.arange(48) % 3
+
+    def draw(seed):
+        noise = np.random.default_rng(seed).uniform(-0.3, 0.3, (48, 40, 40, 3))
+        return (noise + 0.5 * np.eye(3)[labels][:, None, None, :]).astype(np.float32), labels
+
+    return draw(0), draw(1)
+
+
+@pytest.fixture(scope="module")
+def judge_of_pictures(coloured):
+    return Judge(*coloured)
+
+
+def test_large_images_are_judged_in_features_and_not_in_pixels(judge_of_pictures, coloured):
+    images, labels = coloured[1]
+    floor = judge_of_pictures.floor
+    assert judge_of_pictures.image_shape == (32, 32, 3)
+    assert np.isnan(floor.frechet_pixels)
+    assert (floor.accuracy, floor.inception) == (1.0, pytest.approx(3, abs=0.2))
+    assert judge_of_pictures.score(images, (labels + 1) % 3).accuracy == 0.0
+    spoiled = judge_of_pictures.score(np.roll(images, 1, axis=-1), labels)
+    assert spoiled.accuracy == 0.0
+    red = judge_of_pictures.score(images[labels == 0], labels[labels == 0])
+    assert red.frechet_features > 2 * floor.frechet_features
+    assert red.recall < floor.recall
+
+
+def test_images_made_smaller_before_are_the_images_made_smaller_by_the_judge(
+    judge_of_pictures, coloured
+):
+    images, labels = coloured[1]
+    assert judge_of_pictures.score(smaller(images), labels) == judge_of_pictures.score(
+        images, labels
+    )
+
+
+@pytest.mark.parametrize("side", [8, 24])
+def test_images_of_one_class_are_judged_by_random_convolutions(side):
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (3, 30, side, side, 1)).astype(np.float32)
+    images[2] = images[2].mean(axis=(1, 2), keepdims=True)
+    zeros = np.zeros(30, np.int32)
+    judge = Judge((images[0], zeros), (images[1], zeros))
+    assert judge.features(images[1]).shape == (30, 512)
+    assert np.isnan([judge.floor.accuracy, judge.floor.inception]).all()
+    blank = judge.score(images[2], zeros)
+    assert blank.frechet_features > 2 * judge.floor.frechet_features
+    assert blank.recall == 0
+    with pytest.raises(ValueError, match="tells no classes apart"):
+        judge.classify(images[1])
+
+
+def test_without_held_out_images_halves_of_the_training_images_are_the_floor(digits):
+    """Distances of the training images to themselves are 0; the floor is that of two equal halves."""
+    images, labels = digits[0]
+    judge = Judge((images, labels))
+    assert judge.compares_with == "training images"
+    same = judge.score(images, labels)
+    assert same.frechet_pixels == pytest.approx(0, abs=1e-9)
+    assert same.nearest_train < 1e-3
+    assert 0.05 < judge.floor.frechet_pixels < 1
+    assert judge.floor.nearest_train > 1
+    assert np.isnan(judge.floor.accuracy)
+    assert judge.floor.count == 700

@@ -7,7 +7,17 @@ import json
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from guidedflow.evaluation import Report, Scores, plot, summary, table, to_json
+from guidedflow.evaluation import (
+    Report,
+    Scores,
+    figures,
+    heading,
+    legend,
+    plot,
+    summary,
+    table,
+    to_json,
+)
 
 
 def _scores(accuracy: float, distance: float) -> Scores:
@@ -66,3 +76,36 @@ def test_the_summary_says_the_wanted_scales_and_the_best(report):
 def test_a_score_too_few_is_refused(report):
     with pytest.raises(ValueError, match="one score a scale"):
         dataclasses.replace(report, scales=(1.0, 2.0))
+
+
+def test_what_was_not_taken_has_no_column_and_no_curve(report):
+    many = tuple(dataclasses.replace(s, frechet_pixels=float("nan")) for s in report.scores)
+    floor = dataclasses.replace(report.floor, frechet_pixels=float("nan"), accuracy=float("nan"))
+    many = (many[0], dataclasses.replace(many[1], frechet_features=1.0), many[2])
+    report = Report(report.scales, many, floor, report.settings, "training images")
+    assert report.scales[report.best] == 2.0
+    lines = table(report).splitlines()
+    assert "pixels" not in lines[0]
+    assert lines[-1].split()[:3] == ["real", "1000", "-"]
+    assert "in features 1.000 at scale 2 (real against real 2.000)" in summary(report)[-1]
+    labels = [line.get_label() for axes in plot(report).axes for line in axes.lines]
+    assert not any("pixels" in label for label in labels)
+    raw = json.loads(to_json(report))
+    assert raw["real"]["frechet_pixels"] is None
+
+
+def test_the_title_and_the_legend_say_what_was_compared_with(report):
+    trained = dataclasses.replace(report, compares_with="training images")
+    assert heading(report) == "Samples compared with the held-out images"
+    assert "training images: none were held out" in heading(trained)
+    assert "distance to the training images" in legend(trained)
+    assert plot(trained).axes[1].get_title() == "Distance to training images"
+    assert json.loads(to_json(trained))["compared_with"] == "training images"
+    with pytest.raises(ValueError, match="unknown set to compare with 'held out images'"):
+        dataclasses.replace(report, compares_with="held out images")
+
+
+def test_the_figures_of_one_scale_are_a_line(report):
+    line = figures("scale 2", report.scores[1])
+    assert line.startswith("scale 2: images 1000, accuracy 0.9900, FD pixels 0.900")
+    assert "\n" not in line

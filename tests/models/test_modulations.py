@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guidedflow import guidance, methods, models, paths, samplers, times
+from guidedflow import guidance, models, paths, samplers, times
 from guidedflow.benchmark.workload import random_params
+from guidedflow.pipelines import methods
 
 LABELS = jnp.array([3, 0, 3, 7])
 NULL = 10

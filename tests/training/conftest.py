@@ -1,29 +1,13 @@
-"""A run of a network that compiles in a second, and a cache of compiled programs."""
+"""A run of a network that compiles in a second."""
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
 from guidedflow.models import PRESETS
 from guidedflow.training.config import defaults
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled_programs(tmp_path_factory):
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 class OneLayer(nn.Module):

@@ -4,7 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Of a flag that is given twice, the last counts.
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+)
 sys.path.insert(0, os.fspath(Path(__file__).parent))
 
 import jax
@@ -12,16 +15,18 @@ import numpy as np
 import test_parallel
 from test_parallel import parallel, state_bytes
 
+from guidedflow.target import attached
+
 
 def main():
     """Print a line a strategy, and fail where it leaves the tolerance or its share of bytes."""
     alone, losses = test_parallel.train(None)
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(alone))
     strategies = {
-        "pmap": parallel.Pmap(),
-        "data": parallel.data(),
-        "fsdp": parallel.fsdp(),
-        "data x fsdp": parallel.Sharded(parallel.make_mesh(2, 4)),
+        "pmap": parallel.pmap(attached()),
+        "data": parallel.data(attached()),
+        "fsdp": parallel.fsdp(attached()),
+        "data x fsdp": parallel.Sharded(parallel.make_mesh(attached(), 2, 4)),
     }
     for name, strategy in strategies.items():
         state, its_losses = test_parallel.train(strategy)

@@ -10,7 +10,7 @@ import pytest
 
 from guidedflow import data, losses, paths, times
 from guidedflow.training import config as configs
-from guidedflow.training import named
+from guidedflow.training import registries
 from guidedflow.training.batches import Numbered
 from guidedflow.training.build import build
 
@@ -64,16 +64,20 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(tiny):
 
 def test_names_become_objects_with_their_fields(tiny):
     tiny.path.name, tiny.path.beta_max = "vp", 15.0
-    assert named.make("path", named.PATHS, tiny.path) == paths.VariancePreserving(0.1, 15.0)
+    assert registries.make("path", registries.PATHS, tiny.path) == paths.VariancePreserving(
+        0.1, 15.0
+    )
     tiny.path.name, tiny.path.beta_max, tiny.path.steps = "ddpm_cosine", None, 50
-    made = named.make("path", named.PATHS, tiny.path)
+    made = registries.make("path", registries.PATHS, tiny.path)
     assert made == paths.DiscreteBeta(paths.cosine_betas, 50)
     tiny.weighting.name, tiny.weighting.gamma = "min_snr", 3.0
-    assert named.make("weighting", named.WEIGHTINGS, tiny.weighting) == losses.min_snr(3.0)
+    assert registries.make("weighting", registries.WEIGHTINGS, tiny.weighting) == losses.min_snr(
+        3.0
+    )
     tiny.time.name, tiny.time.std = "logit_normal", 0.5
     key = jax.random.key(0)
     expected = times.draw_logit_normal(key, 5, std=0.5)
-    np.testing.assert_array_equal(named.time_draw(tiny.time)(key, 5), expected)
+    np.testing.assert_array_equal(registries.time_draw(tiny.time)(key, 5), expected)
 
 
 def test_a_resolved_config_is_read_back_as_it_was(tiny):
@@ -94,14 +98,14 @@ def test_what_a_run_is_does_not_include_how_it_is_watched_or_spread(tiny):
 
 def test_learning_rate_warms_up_and_falls_to_its_end(tiny):
     tiny.steps, tiny.optimizer.warm_up, tiny.optimizer.final = 100, 10, 0.1
-    rate = named.learning_rate_schedule(tiny)
+    rate = registries.learning_rate_schedule(tiny)
     assert float(rate(0)) == 0
     assert float(rate(5)) == pytest.approx(0.5e-3)
     assert float(rate(10)) == pytest.approx(1e-3)
     assert float(rate(55)) == pytest.approx(0.55e-3, rel=1e-3)
     assert float(rate(100)) == pytest.approx(1e-4)
     tiny.optimizer.schedule = "constant"
-    assert float(named.learning_rate_schedule(tiny)(100)) == pytest.approx(1e-3)
+    assert float(registries.learning_rate_schedule(tiny)(100)) == pytest.approx(1e-3)
 
 
 class MadeUp:
@@ -121,20 +125,21 @@ SHAPES = {
     "digits": ((8, 8, 1), 10),
     "mnist": ((28, 28, 1), 10),
     "cifar10": ((32, 32, 3), 10),
+    "folder:pictures": ((32, 32, 3), 3),
     "imagenet_resized/64x64": ((64, 64, 3), 1000),
     "latents:data/digits": ((4, 4, 4), 10),
     "latents:data/imagenet256": ((32, 32, 4), 1000),
 }
 
 
-def made_up(config, split):
+def made_up(config, split, class_names=()):
     shape, classes = SHAPES[config.dataset.name]
     return data.Dataset(
         source=MadeUp(shape), image_shape=shape, num_classes=classes, identity={"name": "made up"}
     )
 
 
-# Configs of other tasks are tried in test_kinds.
+# Configs of other tasks are tried in test_tasks.
 FLOWS = [path for path in CONFIGS if get_config(path).task == "flow"]
 
 

@@ -4,14 +4,23 @@ import json
 import random
 import resource
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from guidedflow.target import attached
 from guidedflow.training import checkpoint, integrity, parallel
-from guidedflow.training.checkpoint import Checkpointer, Keep, SaveError, restore, steps_in
+from guidedflow.training.checkpoint import (
+    Checkpointer,
+    Keep,
+    SaveError,
+    check_identity,
+    restore,
+    steps_in,
+)
 from guidedflow.training.state import TrainState, fingerprint
 
 IDENTITY = {"seed": 0, "network.width": 8}
@@ -24,7 +33,7 @@ def state_at(step):
 
 
 def abstract(strategy=None):
-    return parallel.abstract_state(lambda key: state_at(0), strategy or parallel.data())
+    return parallel.abstract_state(lambda key: state_at(0), strategy or parallel.data(attached()))
 
 
 def save(folder, *steps, **keep):
@@ -53,8 +62,13 @@ def test_what_is_saved_comes_back_on_any_number_of_devices(two_checkpoints):
     alone = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), abstract()
     )
-    two_by_two = abstract(parallel.Sharded(parallel.make_mesh(2, 2)))
-    for wanted in (alone, abstract(parallel.fsdp()), two_by_two, abstract(parallel.Pmap())):
+    two_by_two = abstract(parallel.Sharded(parallel.make_mesh(attached(), 2, 2)))
+    for wanted in (
+        alone,
+        abstract(parallel.fsdp(attached())),
+        two_by_two,
+        abstract(parallel.pmap(attached())),
+    ):
         state, record = restore(two_checkpoints, wanted, IDENTITY)
         assert fingerprint(state) == fingerprint(state_at(2))
         assert record.step == 2
@@ -74,31 +88,55 @@ def damage_kinds(folder):
     return newest, files
 
 
+def cut(content):
+    return content[:-1]
+
+
+def flip(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :]
+
+
+def harmed(target, harm):
+    """Delete the file, or write what `harm` makes of its bytes; return whether it has any."""
+    content = target.read_bytes()
+    if harm is None:
+        target.unlink()
+    elif content:
+        target.write_bytes(harm(content))
+    return harm is None or bool(content)
+
+
 def test_every_kind_of_damage_to_every_file_is_found(two_checkpoints, tmp_path):
-    _, files = damage_kinds(two_checkpoints)
+    shutil.copytree(two_checkpoints, tmp_path / "c")
+    newest, files = damage_kinds(tmp_path / "c")
     assert len(files) > 6
     for file in files:
-        for harm in ("cut", "delete", "flip"):
-            folder = tmp_path / f"{harm}-{file.name}-{len(list(tmp_path.iterdir()))}"
-            shutil.copytree(two_checkpoints, folder)
-            target = checkpoint.path_of(folder, 2) / file
-            content = target.read_bytes()
-            if harm == "delete":
-                target.unlink()
-            elif not content:
-                continue
-            elif harm == "cut":
-                target.write_bytes(content[:-1])
-            else:
-                middle = len(content) // 2
-                flipped = bytes([content[middle] ^ 16])
-                target.write_bytes(content[:middle] + flipped + content[middle + 1 :])
-            step, _, said = restored(folder, repair=True)
-            assert step == 1, (file, harm)
-            assert len(said) == 1
-            assert "set aside as 00000002.damaged-1" in said[0]
-            assert steps_in(folder) == [1]
-            assert (folder / "00000002.damaged-1").is_dir()
+        good = (newest / file).read_bytes()
+        for harm in (cut, flip, None):
+            if harmed(newest / file, harm):
+                assert integrity.damage(newest), (file, harm)
+            (newest / file).write_bytes(good)
+            assert integrity.damage(newest) is None
+
+
+@pytest.mark.parametrize("harm", [cut, flip, None])
+def test_what_is_damaged_is_said_and_set_aside_and_the_older_one_used(
+    two_checkpoints, tmp_path, harm
+):
+    """The manifest, the record, and the largest file: the arrays."""
+    newest, files = damage_kinds(two_checkpoints)
+    largest = max(files, key=lambda file: (newest / file).stat().st_size)
+    for number, file in enumerate(("files.json", "run.json", largest)):
+        folder = tmp_path / str(number)
+        shutil.copytree(two_checkpoints, folder)
+        assert harmed(checkpoint.path_of(folder, 2) / file, harm)
+        step, _, said = restored(folder, repair=True)
+        assert step == 1, file
+        assert len(said) == 1
+        assert "set aside as 00000002.damaged-1" in said[0]
+        assert steps_in(folder) == [1]
+        assert (folder / "00000002.damaged-1").is_dir()
 
 
 def test_a_flip_in_array_data_that_checksums_miss_is_found_by_its_fingerprint(
@@ -147,6 +185,15 @@ def test_what_a_kill_leaves_is_not_taken_for_a_checkpoint(two_checkpoints, tmp_p
     assert restored(folder)[0] == 2
     save(folder)
     assert sorted(p.name for p in folder.iterdir()) == ["00000001", "00000002"]
+
+
+def test_of_many_class_names_those_that_differ_are_said():
+    names = [f"class {number}" for number in range(1000)]
+    found, wanted = {"dataset.class_names": [*names, "zebra"]}, {"dataset.class_names": names}
+    with pytest.raises(ValueError, match=r"class_names=\['zebra'\], this one has") as told:
+        check_identity(Path("run"), found, wanted)
+    assert len(str(told.value)) < 400
+    check_identity(Path("run"), {}, wanted)
 
 
 def test_another_identity_is_refused_by_field(two_checkpoints):

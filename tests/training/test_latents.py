@@ -57,7 +57,7 @@ def test_what_a_model_of_latents_draws_is_decoded(on_latents, latents, tmp_path,
 def test_encoded_digits_decode_to_the_digits(latents):
     for split, count in (("train", 1497), ("test", 300)):
         encoded, digits = load(f"latents:{latents}", split=split), load("digits", split=split)
-        decoded = encoded.pictures(encoded.take()["image"])
+        decoded = encoded.images(encoded.take()["image"])
         assert len(decoded) == count
         assert np.array_equal(grids.to_uint8(decoded), grids.to_uint8(digits.take()["image"]))
         assert np.array_equal(encoded.take()["label"], digits.take()["label"])

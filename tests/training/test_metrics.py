@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from guidedflow.training import metrics, pictures
+from guidedflow.training import metrics, plots
 from guidedflow.training.build import build
 from guidedflow.training.loop import train
 from guidedflow.training.throughput import Meter
@@ -102,10 +102,10 @@ def test_a_grid_shows_the_same_noise_all_through_training(tiny):
     tiny.sample.rows, tiny.sample.steps = 1, 2
     task, key = build(tiny), jax.random.key(tiny.seed)
     params = jax.tree.map(np.zeros_like, jax.device_get(task.init(key).params))
-    sampler = pictures.make_sampler(task)
+    sampler = plots.make_sampler(task)
     small = np.asarray(sampler(params, key))
     tiny.sample.rows = 2
-    large = np.asarray(pictures.make_sampler(task)(params, key))
+    large = np.asarray(plots.make_sampler(task)(params, key))
     assert np.array_equal(small, large[:10])
     assert not np.array_equal(large[:10], large[10:])
     moved = jax.tree.map(lambda leaf: leaf + 0.1, params)

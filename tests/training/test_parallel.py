@@ -13,6 +13,7 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
+from guidedflow.target import attached
 from guidedflow.training import parallel
 from guidedflow.training.checkpoint import Checkpointer, Keep, restore
 from guidedflow.training.state import TrainState, create, fingerprint, state_bytes, structure
@@ -78,10 +79,10 @@ def alone():
 
 
 STRATEGIES = {
-    "pmap": parallel.Pmap,
-    "data": parallel.data,
-    "fsdp": parallel.fsdp,
-    "data x fsdp": lambda: parallel.Sharded(parallel.make_mesh(2, 2)),
+    "pmap": lambda: parallel.pmap(attached()),
+    "data": lambda: parallel.data(attached()),
+    "fsdp": lambda: parallel.fsdp(attached()),
+    "data x fsdp": lambda: parallel.Sharded(parallel.make_mesh(attached(), 2, 2)),
 }
 
 
@@ -118,11 +119,11 @@ def test_the_gradient_is_that_of_one_device_and_the_whole_batch(name, accumulate
 def on(devices):
     """FSDP over the first few devices."""
     grid = np.asarray(jax.devices()[:devices]).reshape(1, devices)
-    return parallel.Sharded(Mesh(grid, ("data", "fsdp")))
+    return parallel.Sharded(Mesh(grid, ("data", "fsdp_0")))
 
 
 def test_a_run_moves_from_one_device_to_four_to_two_and_from_pmap_to_fsdp(tmp_path, alone):
-    places = [on(1), on(4), on(2), parallel.Pmap(), parallel.fsdp()]
+    places = [on(1), on(4), on(2), parallel.pmap(attached()), parallel.fsdp(attached())]
     writer, state = Checkpointer(tmp_path, {}, {}, Keep(last=9)), None
     for i, strategy in enumerate(places):
         if i:
@@ -139,25 +140,28 @@ def test_a_run_moves_from_one_device_to_four_to_two_and_from_pmap_to_fsdp(tmp_pa
 
 
 def test_fsdp_holds_its_share_of_bytes(alone):
-    strategy = parallel.fsdp()
+    strategy = parallel.fsdp(attached())
     state = jax.device_put(alone[0], strategy.shardings(alone[0]))
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     for device in jax.devices():
         assert state_bytes(state, device) <= total * (1 / 4 + 0.05)
-    replicated = jax.device_put(alone[0], parallel.data().shardings(alone[0]))
+    replicated = jax.device_put(alone[0], parallel.data(attached()).shardings(alone[0]))
     assert state_bytes(replicated, jax.devices()[0]) == total
 
 
 def test_fsdp_shards_the_largest_divisible_axis():
-    assert parallel.fsdp_spec((64, 128), 4) == jax.P(None, "fsdp")
-    assert parallel.fsdp_spec((64, 129), 4) == jax.P("fsdp", None)
-    assert parallel.fsdp_spec((63, 129), 4) == jax.P()
-    assert parallel.fsdp_spec((8,), 4) == jax.P()
+    four = {"a": 2, "b": 2}
+    assert parallel.fsdp_spec((64, 128), four) == jax.P(None, ("a", "b"))
+    assert parallel.fsdp_spec((64, 129), four) == jax.P(("a", "b"), None)
+    assert parallel.fsdp_spec((64, 130), four) == jax.P(("b",), ("a",))
+    assert parallel.fsdp_spec((63, 129), four) == jax.P()
+    assert parallel.fsdp_spec((8,), four) == jax.P()
+    assert parallel.prime_factors(12) == [3, 2, 2]
 
 
 def test_fingerprint_does_not_depend_on_sharding_and_sees_one_bit(alone):
     state = alone[0]
-    sharded = jax.device_put(state, parallel.fsdp().shardings(state))
+    sharded = jax.device_put(state, parallel.fsdp(attached()).shardings(state))
     assert fingerprint(sharded) == fingerprint(state)
     host = jax.device_get(state)
     for name in ("params", "ema"):
@@ -183,11 +187,11 @@ def test_structure_names_each_leaf_with_type_and_shape():
 
 def test_a_mesh_must_fit_the_devices():
     with pytest.raises(ValueError, match=r"data=3 × fsdp=2 does not fit 4 devices"):
-        parallel.make_mesh(3, 2)
+        parallel.make_mesh(attached(), 3, 2)
     with pytest.raises(ValueError, match=r"data=1 × fsdp=2 does not fit 4 devices"):
-        parallel.make_mesh(1, 2)
+        parallel.make_mesh(attached(), 1, 2)
     with pytest.raises(ValueError, match="at most one of them 0"):
-        parallel.make_mesh(0, 0)
+        parallel.make_mesh(attached(), 0, 0)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compiling import QUICKLY
 
 from guidedflow import cli
 from guidedflow.training import metrics
@@ -37,8 +38,7 @@ def free_port():
 def start(arguments, cache, devices, fault=""):
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICKLY}",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "FAULT": fault,
     }
@@ -129,32 +129,50 @@ def broken(launch, folder, *faults):
     return finish(processes)
 
 
-def test_whatever_ends_a_rank_ends_the_job_and_the_resumed_run_is_identical(tmp_path, launch):
-    codes, output = finish(launch(*run(tmp_path / "whole"), *BUSY))
-    assert codes == [0, 0], output
-    folder = tmp_path / "broken"
-    checkpoints = folder / "checkpoints"
-
-    codes, output = broken(launch, folder, "", "term in evaluation 20")
+def stopped(codes, output, checkpoints):
     assert codes == [0, 0], output
     assert "stopped as asked, saved step 20" in output[0]
     assert steps_in(checkpoints) == [10, 20]
 
-    codes, output = broken(launch, folder, "", "kill 43")
+
+def second_killed(codes, output, checkpoints):
     assert codes[1] == -signal.SIGKILL
     assert codes[0] not in (0, None), output[0]
     # It ends by the error that it meets, and says so, or XLA ends it by a signal before it meets one.
     assert codes[0] < 0 or "the job ends with this process" in output[0], (codes, output[0][-500:])
 
-    codes, output = broken(launch, folder, "kill 63", "")
+
+def first_killed(codes, output, checkpoints):
     assert codes[0] == -signal.SIGKILL
     assert codes[1] not in (0, None), output[1]
     assert steps_in(checkpoints)[-1] in (50, 60)  # the kill may fall into the save of 60
 
-    codes, output = broken(launch, folder, "", "raise 83")
+
+def second_raised(codes, output, checkpoints):
     assert codes[1] == 1
     assert codes[0] not in (0, None), output[0]
     assert "a fault of this process alone" in output[1]
+
+
+# What ends the job, one after another, each time resumed from where the last one ended it.
+FAULTS = [
+    (("", "term in evaluation 20"), stopped),
+    (("", "kill 43"), second_killed),
+    (("kill 63", ""), first_killed),
+    (("", "raise 83"), second_raised),
+]
+# The short form is a kill; `make faults` takes all.
+FAULTS = FAULTS if os.environ.get("ALL_FAULTS") else FAULTS[1:2]
+
+
+@pytest.mark.slow
+def test_whatever_ends_a_rank_ends_the_job_and_the_resumed_run_is_identical(tmp_path, launch):
+    codes, output = finish(launch(*run(tmp_path / "whole"), *BUSY))
+    assert codes == [0, 0], output
+    folder = tmp_path / "broken"
+    checkpoints = folder / "checkpoints"
+    for faults, check in FAULTS:
+        check(*broken(launch, folder, *faults), checkpoints)
 
     codes, output = broken(launch, folder, "", "")
     assert codes == [0, 0], output

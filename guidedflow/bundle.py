@@ -1,0 +1,141 @@
+"""What was trained, without its data: a network, its parameters, and what is needed to draw with it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, PyTree
+
+from guidedflow import paths, predictions
+from guidedflow.conditions import Condition
+from guidedflow.guidance.gradients import LogProb
+from guidedflow.nn.capabilities import capabilities
+from guidedflow.nn.microbatching import for_device
+from guidedflow.scales import ByNull, TakesScale
+from guidedflow.types import ModelFn
+
+Decoder = Callable[[Float[np.ndarray, "n h w c"]], Float[np.ndarray, "n H W C"]]
+
+
+@dataclass(frozen=True)
+class Apply:
+    """A network as a function of its parameters; equal for equal networks, as `jit` wants it."""
+
+    network: nn.Module
+
+    def __call__(self, params: PyTree, *inputs: Any) -> Array:
+        output: Any = self.network.apply({"params": params}, *inputs)
+        return output
+
+
+def model_fn(
+    network: nn.Module,
+    params: PyTree,
+    path: paths.Path,
+    predicts: predictions.Prediction,
+    *,
+    whole: bool = False,
+) -> ModelFn:
+    """Return the velocity field (x, t, cond) of a network with these parameters.
+
+    The parameters are leaves of it, so that a sampler takes them as arguments of one program.
+
+    Args:
+      whole: evaluate a batch whole, and not in the groups that suit the device. A loss needs that:
+        the derivative of a loop over groups keeps what every group computed.
+    """
+    bound = jax.tree_util.Partial(Apply(network), params)
+    return predictions.as_velocity(bound if whole else for_device(bound, network), path, predicts)
+
+
+@dataclass(frozen=True)
+class _ClassLogProb:
+    """log p(label given x, t) of a classifier, as a function of its parameters."""
+
+    network: nn.Module
+
+    def __call__(
+        self, params: PyTree, x: Array, t: Float[Array, " b"], label: Int[Array, " b"]
+    ) -> Float[Array, " b"]:
+        log_probs = jax.nn.log_softmax(Apply(self.network)(params, x, t))
+        return jnp.take_along_axis(log_probs, label[:, None], axis=1)[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A network with parameters, and what is needed to draw with it or to guide by it.
+
+    Attributes:
+      network: Flax module, `network.apply({"params": params}, x, t, cond)`.
+      params: of the network.
+      path, predicts: what the network was trained to predict, on which path.
+      condition: what it is told.
+      image_shape: (h, w, c) of what it draws.
+      takes_scale: how it is guided by itself.
+      decoder: latents to images; None where it draws images.
+      name: where it is from, for messages.
+      task: what it was trained as.
+      step: training steps done.
+    """
+
+    network: nn.Module
+    params: PyTree
+    path: paths.Path
+    predicts: predictions.Prediction
+    condition: Condition
+    image_shape: tuple[int, int, int]
+    takes_scale: TakesScale = field(default_factory=ByNull)
+    decoder: Decoder | None = None
+    name: str | Path = "this model"
+    task: str = "flow"
+    step: int = 0
+
+    @property
+    def generates(self) -> bool:
+        """Whether the network is a field that images are drawn from, and not a classifier."""
+        return capabilities(self.network).output == "field"
+
+    @property
+    def model(self) -> ModelFn:
+        """The velocity field; its parameters are leaves."""
+        return model_fn(self.network, self.params, self.path, self.predicts)
+
+    @property
+    def log_prob(self) -> LogProb:
+        """(x, t, label) -> log p(label given x, t) of a classifier; its parameters are leaves."""
+        return jax.tree_util.Partial(_ClassLogProb(self.network), self.params)
+
+    def images(self, drawn: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n H W C"]:
+        """Return images, in [-1, 1], of what was drawn; latents without a decoder stay as they are."""
+        return drawn if self.decoder is None else self.decoder(drawn)
+
+    def check_fits(
+        self, name: str, image_shape: tuple[int, ...], condition: Condition, path: paths.Path
+    ) -> None:
+        """Raise ValueError unless this bundle's images, condition and path are these."""
+        for what, has, wanted in (
+            ("images of", tuple(self.image_shape), tuple(image_shape)),
+            ("the condition", self.condition.identity(), condition.identity()),
+            ("the path", self.path, path),
+        ):
+            if has != wanted:
+                raise ValueError(f"{name} was trained for {what} {has}, this run has {wanted}")
+
+    def perturbed(self, how: str) -> ModelFn:
+        """Return the velocity field of the network with its middle block perturbed.
+
+        Raises:
+          ValueError: the network cannot be perturbed.
+        """
+        network: Any = self.network
+        if not capabilities(network).perturbed:
+            raise ValueError(
+                f"{self.name} holds a {type(network).__name__}, and only a transformer's blocks "
+                "can be perturbed"
+            )
+        return model_fn(network.perturbed(how), self.params, self.path, self.predicts)

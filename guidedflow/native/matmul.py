@@ -1,0 +1,139 @@
+"""A float32 product by a kernel compiled for this machine's processor, as a primitive of JAX.
+
+On the matrix units (AMX) of some x86-64 processors, which multiply bfloat16 and add in float32, each
+number is split into three bfloat16 of falling size, a = a₀ + a₁ + a₂ to all 24 bits, and
+
+  a·b ≈ a₀b₀ + a₁b₀ + a₂b₀ + a₀b₁ + a₁b₁ + a₀b₂,
+
+whose left-out terms are below float32's rounding (`sources/tiles.h`).  Elsewhere it is one fused
+multiply-add after another, on vectors as wide as the processor's (`sources/lanes.h`).  There products
+of at least 128 rows, 128 columns and 64 terms take seven multiplications for eight, by Winograd's form
+of Strassen's algorithm (`sources/strassen.h`): their error is about twice that of a plain float32
+product, and relative to the larger of two neighbouring rows and of the columns multiplied together,
+not to each number's own terms.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from guidedflow.native import library
+
+
+def multiply(
+    x: Float[Array, "*stack m k"],
+    y: Float[Array, "*stack k n"],
+    units: str,
+    transpose_x: bool = False,
+    transpose_y: bool = False,
+) -> Float[Array, "*stack m n"]:
+    """Return the product of two matrices, or of two stacks of them entry by entry.
+
+    Differentiable to every order, forwards and backwards; `vmap` folds an axis of `x` alone into its
+    rows and makes stacks of any other.  Infinite entries may give NaN, on vectors also in the row beside
+    theirs; on the matrix units numbers below 1e-38 count as 0.  Partitioned by a mesh it is
+    computed whole on every device; under `shard_map` and `pmap` it is not.
+
+    Args:
+      x, y: float32, of rank 2, or both of rank 3.
+      units: what computes, a name of `library.UNITS`.
+      transpose_x, transpose_y: whether the last two axes of an operand are read the other way round.
+    Raises:
+      ValueError: other dtypes or ranks, or shapes that do not go together.
+      library.Unavailable: see `library.load`.
+    """
+    library.load(units)
+    x, y = alike(x, y)
+    return _product.bind(x, y, units=units, transpose_x=transpose_x, transpose_y=transpose_y)
+
+
+def alike(*operands: Array) -> list[Array]:
+    """Return operands that vary over the same axes of a mesh, under `shard_map`: what one lacks is
+    cast, and the cast's transpose adds its gradient up over the devices."""
+    axes = [frozenset(jax.typeof(x).manual_axis_type.varying) for x in operands]
+    union = frozenset().union(*axes)
+    return [
+        jax.lax.pcast(x, tuple(union - own), to="varying") if union - own else x
+        for x, own in zip(operands, axes, strict=True)
+    ]
+
+
+def _result(x: Any, y: Any, *, units: str, transpose_x: bool, transpose_y: bool) -> Any:
+    (*stack, m, k), (*others, same, n) = x.shape, y.shape
+    m, k = (k, m) if transpose_x else (m, k)
+    same, n = (n, same) if transpose_y else (same, n)
+    fits = stack == others and len(stack) < 2 and k == same
+    if not fits or x.dtype != jnp.float32 or y.dtype != jnp.float32:
+        raise ValueError(f"no product of {x.dtype}{x.shape} and {y.dtype}{y.shape}")
+    return reshaped(x, (*stack, m, n))
+
+
+def reshaped(aval: Any, shape: tuple[int, ...]) -> Any:
+    """Return the type of `aval` with another shape, unsharded."""
+    whole = aval.sharding.update(spec=PartitionSpec(*[None] * len(shape)))
+    return aval.update(shape=shape, sharding=whole, weak_type=False)
+
+
+def call_kernel(name: str, result: Any, *operands: Array, units: str, **attributes: Any) -> Any:
+    """Return what a kernel makes of the operands: arrays of the types that `result` says of theirs."""
+    made = result(*map(jax.typeof, operands), units=units, **attributes)
+    shapes = jax.tree.map(lambda aval: jax.ShapeDtypeStruct(aval.shape, aval.dtype), made)
+    return jax.ffi.ffi_call(library.target(name, units), shapes)(*operands, **attributes)
+
+
+def merged(primitive: Primitive, operands: Any, axes: Any, **params: Any) -> tuple[Any, Any]:
+    """Map by making one batch of the mapped axis and the examples."""
+    size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
+    stacks = (batching.bdim_at_front(v, axis, size) for v, axis in zip(operands, axes, strict=True))
+    flat = (v.reshape(size * v.shape[1], *v.shape[2:]) for v in stacks)
+    made = primitive.bind(*alike(*flat), **params)
+    made = jax.tree.map(lambda v: v.reshape(size, v.shape[0] // size, *v.shape[1:]), made)
+    return made, jax.tree.map(lambda _: 0, made)
+
+
+_call = partial(call_kernel, library.PRODUCT, _result)
+
+
+def _to_x(
+    ct: Array, x: Any, y: Array, *, units: str, transpose_x: bool, transpose_y: bool
+) -> Array:
+    if transpose_x:
+        return multiply(y, ct, units, transpose_y, True)
+    return multiply(ct, y, units, False, not transpose_y)
+
+
+def _to_y(
+    ct: Array, x: Array, y: Any, *, units: str, transpose_x: bool, transpose_y: bool
+) -> Array:
+    if transpose_y:
+        return multiply(ct, x, units, True, transpose_x)
+    return multiply(x, ct, units, not transpose_x, False)
+
+
+def _mapped(
+    operands: Any, axes: Any, *, units: str, transpose_x: bool, transpose_y: bool
+) -> tuple[Array, int]:
+    (x, y), (x_axis, y_axis) = operands, axes
+    if y_axis is None and y.ndim == 2 and not transpose_x:
+        x = jnp.moveaxis(x, x_axis, 0)
+        rows = multiply(x.reshape(-1, x.shape[-1]), y, units, False, transpose_y)
+        return rows.reshape(*x.shape[:2], rows.shape[-1]), 0
+    size = y.shape[y_axis] if x_axis is None else x.shape[x_axis]
+    stacks = [batching.bdim_at_front(v, axis, size) for v, axis in ((x, x_axis), (y, y_axis))]
+    left, right = (stack.reshape(-1, *stack.shape[-2:]) for stack in stacks)
+    result = multiply(left, right, units, transpose_x, transpose_y)
+    return result.reshape(*stacks[0].shape[:-2], *result.shape[-2:]), 0
+
+
+_product = Primitive("guidedflow_product")
+_product.def_abstract_eval(_result)
+_product.def_impl(jax.jit(_call, static_argnames=("units", "transpose_x", "transpose_y")))
+mlir.register_lowering(_product, mlir.lower_fun(_call, multiple_results=False), platform="cpu")
+ad.defbilinear(_product, _to_x, _to_y)
+batching.primitive_batchers[_product] = _mapped

@@ -1,0 +1,115 @@
+"""What a run shows while it trains: grids of samples at a fixed seed, and the loss curve."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Key, PyTree
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, StrMethodFormatter
+
+from guidedflow.files import replacing
+from guidedflow.samplers import draw_noise, sample_ode
+from guidedflow.times import uniform_grid
+from guidedflow.training.build import Setup
+from guidedflow.training.tasks.classifier import ACCURACY
+
+Sampler = Callable[[PyTree, Key[Array, ""]], Array]
+
+
+def make_sampler(setup: Setup) -> Sampler:
+    """Return (params, key) -> images of the fixed labels, compiled over all devices.
+
+    Example i draws from fold_in(key, i), so a grid shows the same noise all through training.
+    Every process calls it at the same steps.
+    """
+    options, mesh = setup.config.sample, setup.strategy.mesh
+    condition = setup.parts.condition
+    asked = condition.every()[: options.classes] * options.rows
+    # Padded to a multiple of the devices, so that each of them takes its share.
+    count = -(-len(asked) // mesh.size) * mesh.size
+    cond = condition.parse([asked[i % len(asked)] for i in range(count)])
+    ts = jnp.asarray(uniform_grid(options.steps))
+    shared = NamedSharding(mesh, P(mesh.axis_names))
+
+    def sample(params: PyTree, key: Array) -> Array:
+        guided = setup.guided(params, options.scale)
+        noise = draw_noise(key, (count, *setup.dataset.image_shape))
+        noise = jax.lax.with_sharding_constraint(noise, shared)
+        noise *= setup.path.sigma(ts[0])  # its size where a path starts from more than 1
+        return sample_ode(guided, noise, ts, cond)[: len(asked)]
+
+    return jax.jit(sample, out_shardings=NamedSharding(mesh, P()))
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG under a temporary name and rename it into place."""
+    FigureCanvasAgg(figure)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def draw_loss(records: list[dict[str, Any]], path: Path) -> None:
+    """Write the training and held-out loss over the steps as PNG."""
+    figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for name, label, style in (
+        ("loss", "training", "-"),
+        ("held_out_loss", "held out, averaged parameters", "o-"),
+    ):
+        points = [(r["step"], r[name]) for r in records if name in r and np.isfinite(r[name])]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, markersize=3, linewidth=1.2, label=label)
+    axes.set_title("Loss")
+    axes.set_xlabel("step")
+    axes.set_ylabel("mean loss of an example")
+    axes.set_yscale("log")
+    # A loss spans less than two decades, where powers of ten alone would label one tick or none.
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 4, 6)))
+    axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.grid(alpha=0.3, which="both")
+    if axes.lines:
+        axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def draw_accuracies(records: list[dict[str, Any]], path: Path) -> None:
+    """Write a classifier's held-out accuracy over the time, earlier steps paler, as PNG.
+
+    Nothing where no record holds one.
+    """
+    measured = [record for record in records if any(name.startswith(ACCURACY) for name in record)]
+    if not measured:
+        return
+    figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for index, record in enumerate(measured):
+        points = [
+            (float(name.removeprefix(ACCURACY)), value)
+            for name, value in record.items()
+            if name.startswith(ACCURACY)
+        ]
+        newest = index == len(measured) - 1
+        axes.plot(
+            *zip(*points, strict=True),
+            "o-",
+            color="#4477aa",
+            alpha=1 if newest else 0.1 + 0.4 * index / len(measured),
+            linewidth=1.2,
+            markersize=3,
+            label=f"step {record['step']}" if newest else None,
+        )
+    axes.set_title("Accuracy on held-out images, averaged parameters")
+    axes.set_xlabel("t (0 noise, 1 data)")
+    axes.set_ylabel("share of classes told rightly")
+    axes.set_ylim(0, 1.02)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    save_figure(figure, path)
