@@ -52,13 +52,14 @@ def test_a_table_gives_captions_with_commas(flat):
     assert opened(flat).take()["caption"].tolist() == ["a, b", "bee", "sea"]
 
 
-def test_text_files_beside_pictures_in_class_folders(tmp_path):
+def test_text_files_beside_pictures_in_class_folders(tmp_path, caplog):
     for name in ("x/1", "y/1"):
         picture(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(f"the {name}\n\n")
     dataset = opened(tmp_path)
     assert dataset.take()["caption"].tolist() == ["the x/1", "the y/1"]
     assert dataset.class_names == ("x", "y")
+    assert "left out" not in caplog.text
 
 
 def test_a_folder_without_captions_has_none(flat):
