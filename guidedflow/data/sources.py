@@ -1,6 +1,7 @@
 """Data sets by name: the one place where a data set's string becomes a data set."""
 
 import contextlib
+import functools
 import importlib.util
 import io
 import os
@@ -12,10 +13,14 @@ from typing import Any, Protocol
 from guidedflow.data import tfds as prepared
 from guidedflow.data.dataset import Dataset
 from guidedflow.data.digits import prepare_digits
+from guidedflow.data.emoji import prepare_emoji
 from guidedflow.data.folder import open_folder
 from guidedflow.data.images import size_of
 from guidedflow.data.latents import open_latents
 from guidedflow.registry import choose, nearest
+
+# Made from installed packages, on first use.
+_LOCAL = {"digits": prepare_digits, "emoji": prepare_emoji}
 
 
 def default_data_dir() -> Path:
@@ -46,9 +51,9 @@ def load(
     """Return the data set that a string names; nothing is ever downloaded.
 
     Args:
-      spec: "digits" (prepared on first use), the name of a prepared tensorflow-datasets set with
-        or without "tfds:" before it ("cifar10", "tfds:imagenet_resized/64x64"), "folder:PATH" for
-        pictures in class subfolders, "latents:PATH" for what `write_latents` wrote.
+      spec: "digits" or "emoji" (prepared on first use), the name of a prepared tensorflow-datasets set
+        with or without "tfds:" before it ("cifar10", "tfds:imagenet_resized/64x64"), "folder:PATH" for
+        pictures in class subfolders or with captions, "latents:PATH" for what `write_latents` wrote.
       split: "train", "test", ... as the set has them; for stock sets also "train[:90%]".
       image_size: side or (height, width): resized to cover it, then cropped at the centre; None
         keeps a fixed stored size.
@@ -104,8 +109,10 @@ def _open_latents(
     return dataset
 
 
-def _open_digits(rest: str, *, data_dir: Any, class_names: Any, **options: Any) -> Dataset:
-    return prepared.open_prepared(prepare_digits(_roots(data_dir)[0]), name="digits", **options)
+def _open_local(
+    rest: str, *, name: str, data_dir: Any, class_names: Any, **options: Any
+) -> Dataset:
+    return prepared.open_prepared(_LOCAL[name](_roots(data_dir)[0]), name=name, **options)
 
 
 def _open_tfds(rest: str, *, data_dir: Any, class_names: Any, **options: Any) -> Dataset:
@@ -113,7 +120,7 @@ def _open_tfds(rest: str, *, data_dir: Any, class_names: Any, **options: Any) ->
 
 
 SOURCES: dict[str, Source] = {
-    "digits": _open_digits,
+    **{name: functools.partial(_open_local, name=name) for name in _LOCAL},
     "folder": _open_folder,
     "latents": _open_latents,
     "tfds": _open_tfds,
@@ -140,31 +147,31 @@ def _check_known(name: str) -> None:
     import tensorflow_datasets as tfds
 
     # Community sets would be listed over the network.
-    known = [*tfds.list_builders(with_community_datasets=False), "digits"]
+    known = [*tfds.list_builders(with_community_datasets=False), *_LOCAL]
     if re.split("[/:]", name)[0] not in known:
         raise ValueError(
-            f"unknown data set {name!r}{nearest(name, known)}; known: digits, folder:PATH, "
-            "latents:PATH, and the image sets of tensorflow-datasets"
+            f"unknown data set {name!r}{nearest(name, known)}; known: {', '.join(_LOCAL)}, "
+            "folder:PATH, latents:PATH, and the image sets of tensorflow-datasets"
         )
 
 
 def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
     """Write a data set to disk, in the form that `load` reads; a set that is there is left alone.
 
-    "digits" needs no network.  A stock set is downloaded, and needs TensorFlow this once.
+    "digits" and "emoji" need no network.  A stock set is downloaded, and needs TensorFlow this once.
 
     Args:
-      name: "digits" or a tensorflow-datasets name, name[/config].
+      name: "digits", "emoji" or a tensorflow-datasets name, name[/config].
       data_dir: where to; `default_data_dir()` otherwise.
     Returns:
       the folder that holds the set.
     Raises:
-      ValueError: an unknown name (with the nearest), TensorFlow missing, or a failed download.
+      ValueError: an unknown name (with the nearest), a package missing, or a failed download.
     """
     name = name.removeprefix("tfds:")
     root = _roots(data_dir)[0]
-    if name == "digits":
-        return prepare_digits(root)
+    if name in _LOCAL:
+        return _LOCAL[name](root)
     found = prepared.find_prepared(name, [root])
     if found is not None:
         return found

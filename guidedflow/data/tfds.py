@@ -7,15 +7,16 @@ writes (name/[config/]version), and its features come from the files in them.
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf import message as protobuf
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
-from guidedflow.data.dataset import Dataset, Indices, remember
+from guidedflow.data.captions import draw_caption
+from guidedflow.data.dataset import Batch, Dataset, Indices, remember
 from guidedflow.data.images import (
     DECODE_ERRORS,
     check_channels,
@@ -28,6 +29,8 @@ from guidedflow.registry import choose
 
 # What a record that is whole, but not an example of these features, raises.
 _PARSE_ERRORS = (KeyError, TypeError, IndexError, protobuf.DecodeError)
+
+_BLOCK = 1024
 
 _SPEC = re.compile(r"(?P<path>\w+(/[\w.+-]+)?)(:(?P<version>\d+\.\d+\.\d+))?")
 
@@ -77,26 +80,52 @@ class _Examples:
     features: tfds.features.FeaturesDict
     image: str
     label: str | None
+    caption: str | None
     size: tuple[int, int]
     channels: int
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def gather(self, indices: Indices) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, "n"]]:
+    def gather(self, indices: Indices) -> Batch:
         images = np.empty((len(indices), *self.size, self.channels), np.uint8)
         labels = np.zeros(len(indices), np.int32)
-        # Pictures are decoded here, where the target size is known, and not by tfds.
-        skip = {self.image: tfds.decode.SkipDecoding()} if self._encoded else None
-        for row, record in enumerate(self.records.read(indices)):
+        captions = np.empty(len(indices), object)
+        for row, example in enumerate(self._examples(indices)):
             try:
-                example = self.features.deserialize_example_np(record, decoders=skip)
                 images[row] = self._picture(example[self.image])
                 labels[row] = 0 if self.label is None else example[self.label]
             except (*DECODE_ERRORS, *_PARSE_ERRORS) as error:
-                place = self.records.place(int(indices[row]))
-                raise ValueError(f"cannot decode {place}: {error}") from error
-        return images, labels
+                raise self._undecodable(int(indices[row]), error) from error
+            captions[row] = self._texts(example)
+        batch: Batch = {"image": images, "label": labels}
+        return batch if self.caption is None else {**batch, "captions": captions}
+
+    def captions(self) -> Iterator[tuple[str, ...]]:
+        """Iterate over the captions of each example, in order; pictures are read but not decoded."""
+        for start in range(0, len(self), _BLOCK):
+            block = np.arange(start, min(start + _BLOCK, len(self)))
+            for example in self._examples(block):
+                yield self._texts(example)
+
+    def _examples(self, indices: Indices) -> Iterator[dict]:
+        # Pictures are decoded in `gather`, where the target size is known, and not by tfds.
+        skip = {self.image: tfds.decode.SkipDecoding()} if self._encoded else None
+        for index, record in zip(indices.tolist(), self.records.read(indices), strict=True):
+            try:
+                yield self.features.deserialize_example_np(record, decoders=skip)
+            except (*DECODE_ERRORS, *_PARSE_ERRORS) as error:
+                raise self._undecodable(index, error) from error
+
+    def _undecodable(self, index: int, error: Exception) -> ValueError:
+        return ValueError(f"cannot decode {self.records.place(index)}: {error}")
+
+    def _texts(self, example: dict) -> tuple[str, ...]:
+        if self.caption is None:
+            return ()
+        stored = example[self.caption]
+        texts = stored["text"] if isinstance(stored, dict) else stored
+        return tuple(text.decode() for text in np.atleast_1d(np.asarray(texts, object)))
 
     @property
     def _encoded(self) -> bool:
@@ -135,7 +164,7 @@ def open_prepared(
             f"{folder} is stored as {stored_as}; only array_record is read without TensorFlow: "
             f"prepare it again in another folder with: guidedflow prepare {name} --data_dir=DIR"
         )
-    image, label = _image_and_label(name, info.features)
+    image, label, caption = _roles(name, info.features)
     stored = info.features[image].shape
     channels = stored[-1]
     check_channels(channels)
@@ -144,7 +173,7 @@ def open_prepared(
     size = size_of(stored[:2] if image_size is None else image_size)
     shards = _shards(info, name, split)
     records = Records(shards)
-    examples = _Examples(records, info.features, image, label, size, channels)
+    examples = _Examples(records, info.features, image, label, caption, size, channels)
     classes = info.features[label] if label is not None else None
     return Dataset(
         source=remember(examples, (*size, channels), np.uint8, cache_bytes),
@@ -158,6 +187,8 @@ def open_prepared(
             "length": len(records),
             "image_shape": [*size, channels],
         },
+        maps=() if caption is None else (draw_caption,),
+        captions=None if caption is None else examples.captions,
     )
 
 
@@ -181,7 +212,8 @@ def _shards(info: tfds.core.DatasetInfo, name: str, split: str) -> list[Shard]:
     return [Shard(p.filename, p.skip, p.take, p.examples_in_shard) for p in parts]
 
 
-def _image_and_label(name: str, features: tfds.features.FeaturesDict) -> tuple[str, str | None]:
+def _roles(name: str, features: tfds.features.FeaturesDict) -> tuple[str, str | None, str | None]:
+    """Return which features are the image, the label and the captions."""
     images = [
         key
         for key, feature in features.items()
@@ -191,7 +223,18 @@ def _image_and_label(name: str, features: tfds.features.FeaturesDict) -> tuple[s
     if not images:
         raise ValueError(f"data set {name!r} has no image; its features: {', '.join(features)}")
     labels = [k for k, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+    captions = [k for k in ("caption", "captions") if k in features and _holds_text(features[k])]
     return (
         "image" if "image" in images else images[0],
         "label" if "label" in labels else labels[0] if labels else None,
+        captions[0] if captions else None,
     )
+
+
+def _holds_text(feature: tfds.features.FeatureConnector) -> bool:
+    """Whether a feature is a text, several texts, or several records with a "text", as COCO's are."""
+    if isinstance(feature, tfds.features.Sequence):
+        feature = feature.feature
+    if isinstance(feature, tfds.features.FeaturesDict) and "text" in feature:
+        feature = feature["text"]
+    return isinstance(feature, tfds.features.Text)

@@ -4,6 +4,7 @@ from guidedflow.models.classifier import Classifier
 from guidedflow.models.dit import DiT
 from guidedflow.models.modulations import tabulated
 from guidedflow.models.presets import PRESETS, create, fields_of
+from guidedflow.models.text import TextEncoder
 from guidedflow.models.unet import UNet
 from guidedflow.nn.microbatching import in_groups
 from guidedflow.nn.stacking import stack_blocks, unstack_blocks
@@ -12,6 +13,7 @@ __all__ = [
     "PRESETS",
     "Classifier",
     "DiT",
+    "TextEncoder",
     "UNet",
     "create",
     "fields_of",

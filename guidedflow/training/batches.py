@@ -15,7 +15,10 @@ from guidedflow.training.state import TrainState
 
 
 class Numbered:
-    """Batches with `index`, each row's place in the global batch, which its draws depend on."""
+    """Batches with `index`, each row's place in the global batch, which its draws depend on.
+
+    Texts stay on the host: a condition made of them has been turned into numbers by a map of the set.
+    """
 
     def __init__(self, batches: data.Batches) -> None:
         self._batches = batches
@@ -24,7 +27,8 @@ class Numbered:
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         batch = self._batches[step]
-        return {**batch, "index": self._index}
+        numbers = {name: part for name, part in batch.items() if part.dtype != object}
+        return {**numbers, "index": self._index}
 
 
 class HeldOut:

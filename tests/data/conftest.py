@@ -29,7 +29,7 @@ class Numbered:
         images = np.broadcast_to(
             indices.astype(np.uint8)[:, None, None, None], (len(indices), self.side, self.side, 1)
         )
-        return images, (indices % 3).astype(np.int32)
+        return {"image": images, "label": (indices % 3).astype(np.int32)}
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 
 from guidedflow.data import Dataset, load
 from guidedflow.data.autoencoders import ENCODERS, fit_patches, fit_pca, load_code
+from guidedflow.data.captions import with_captions
 from guidedflow.data.encoding import Job, encode
 
 
@@ -26,7 +27,7 @@ class Drawn:
     def gather(self, indices):
         if self.bad in indices:
             raise ValueError(f"cannot read picture {self.bad}")
-        return self.images[indices], (indices % 3).astype(np.int32)
+        return {"image": self.images[indices], "label": (indices % 3).astype(np.int32)}
 
 
 def pictures(images, **options):
@@ -272,3 +273,20 @@ def test_the_index_is_that_of_latents_written_in_order(tmp_path):
         encode(job(out, {"train": pictures(noise(9))}, records_per_shard=size))
         marks.add(json.loads((out / "train" / "index.json").read_text())["fingerprint"])
     assert len(marks) == 1
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_latents_keep_the_captions_of_their_pictures(tmp_path, mirrored):
+    named = [("a",), ("b", "bee"), ("c",)]
+    splits = {"train": with_captions(pictures(noise(3)), named), "test": pictures(noise(2))}
+    assert encode(job(tmp_path / "latents", splits, mirrored=mirrored))
+    dataset = load(f"latents:{tmp_path / 'latents'}")
+    assert list(dataset.captions()) == named * (1 + mirrored)
+    for caption, label in zip(*(dataset.take()[key] for key in ("caption", "label")), strict=True):
+        assert caption in named[label]
+    assert load(f"latents:{tmp_path / 'latents'}", split="test").captions is None
+    file = tmp_path / "latents" / "train" / "captions.json"
+    for content, message in [("[[1]]", "cannot read the captions"), ('[["a"]]', "captions of")]:
+        file.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load(f"latents:{tmp_path / 'latents'}")

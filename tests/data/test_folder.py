@@ -152,9 +152,9 @@ def test_what_is_no_picture_is_left_out_and_said_in_one_line(folder, caplog):
 
 def test_many_names_are_counted_and_three_are_said(folder, caplog):
     for number in range(5):
-        (folder / "ant" / f"{number}.txt").touch()
+        (folder / "ant" / f"{number}.md").touch()
     load(f"folder:{folder}", image_size=6)
-    assert "not named as a picture: 6 (ant/0.txt, ant/1.txt, ant/2.txt, …)" in caplog.text
+    assert "not named as a picture: 6 (ant/0.md, ant/1.md, ant/2.md, …)" in caplog.text
 
 
 def test_links_to_pictures_and_classes_are_followed(folder, tmp_path_factory):

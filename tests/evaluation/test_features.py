@@ -60,7 +60,7 @@ class Levels:
     def gather(self, indices):
         shape = (len(indices), self.side, self.side, 1)
         levels = np.broadcast_to((indices % 251).astype(np.uint8)[:, None, None, None], shape)
-        return levels, (indices % self.classes).astype(np.int32)
+        return {"image": levels, "label": (indices % self.classes).astype(np.int32)}
 
 
 def levels(length, side=4, classes=2):

@@ -118,7 +118,7 @@ class MadeUp:
         return len(self._images)
 
     def gather(self, indices):
-        return self._images[indices], indices.astype(np.int32)
+        return {"image": self._images[indices], "label": indices.astype(np.int32)}
 
 
 SHAPES = {
