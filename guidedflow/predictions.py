@@ -89,9 +89,19 @@ def conversion(path: Path, t: Time, src: Prediction, dst: Prediction) -> tuple[T
 
       p = (b c - a d) / det,   q = (alpha d - sigma c) / det,   det = alpha b - sigma a.
 
-    Where that is 0 / 0, 0 inf or inf / inf, which happens at the ends alone, the coefficient is the one
-    at `NEAR` inside, its limit, unless it grows there as 1 / t or 1 / (1 - t). Computed in float32 or
-    wider, returned in t's dtype.
+    At the ends of a path that may be 0 / 0 and so nan; `limits` is not.
+    """
+    t = jnp.asarray(t)
+    if src is dst:
+        return jnp.zeros_like(t), jnp.ones_like(t)
+    return _solve(path, t, src, dst)
+
+
+def limits(path: Path, t: Time, src: Prediction, dst: Prediction) -> tuple[Time, Time]:
+    """Return `conversion`'s (p, q), at the ends their limits.
+
+    Where a coefficient is 0 / 0, 0 inf or inf / inf it is the one at `NEAR` inside, unless it grows
+    there as 1 / t or 1 / (1 - t). Computed in float32 or wider, returned in t's dtype.
     """
     t = jnp.asarray(t)
     if src is dst:
@@ -137,7 +147,7 @@ def convert(
     check_times(t, ())
     if src is dst:
         return value
-    p, q = conversion(path, t, src, dst)
+    p, q = limits(path, t, src, dst)
     return p * x + q * value
 
 
@@ -184,7 +194,13 @@ class AsVelocity:
         # Data and v tell the other predictions at t = 0, also where alpha = 0 there.
         low = 0.0 if self.predicts in (data, v) else self.margin
         inner = jnp.clip(t, low, 1 - self.margin)
-        value = convert_batch(self.path, output, x, inner, self.predicts, velocity)
+        check_floating("the network's output", output)
+
+        def one(value: Array, x: Array, s: Array) -> Array:
+            p, q = conversion(self.path, s, self.predicts, velocity)
+            return p * x + q * value
+
+        value = jax.vmap(one)(output, x, inner)
         return Evaluation(value, value, value, variance), state
 
     def __call__(self, x: Array, t: Array, cond: Cond = None) -> Array:
