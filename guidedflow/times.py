@@ -206,7 +206,7 @@ def karras_grid(
 
     Args:
       sigma_min, sigma_max: the range of sigma / alpha, inside what the path reaches. None is the usual
-        0.002 and 80, or the path's own end where that comes before.
+        0.002 and 80, or the path's own end where the path does not hold them.
       rho: curvature, at least 1.
     Raises:
       ValueError: steps < 1, not 0 < sigma_min < sigma_max, rho < 1, a range that the path does not
@@ -214,8 +214,10 @@ def karras_grid(
     """
     _check_steps(steps)
     least, most = _reach(path)
-    sigma_min = max(0.002, least) if sigma_min is None else sigma_min
-    sigma_max = min(80.0, most) if sigma_max is None else sigma_max
+    if sigma_min is None:
+        sigma_min = 0.002 if least < 0.002 < most else least
+    if sigma_max is None:
+        sigma_max = 80.0 if least < 80 < most else most
     check_number("sigma_min", sigma_min, TINY)
     check_number("sigma_max", sigma_max, sigma_min)
     check_number("rho", rho, 1)
