@@ -203,8 +203,8 @@ class DiscreteBeta:
 
     def _log_alpha(self, t: Time) -> Time:
         """Return log alpha; between the last two entries of a table to pure noise, the former's."""
-        table = _log_alpha_table(self.betas, self.steps)
-        table = jnp.asarray(np.where(np.isinf(table), table[-2], table), jnp.float32)
+        entries = _log_alpha_table(self.betas, self.steps)
+        table = jnp.asarray(np.where(np.isinf(entries), entries[-2], entries), jnp.float32)
         below, fraction = self._position(t)
         return (1 - fraction) * table[below] + fraction * table[below + 1]
 

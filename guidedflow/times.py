@@ -6,7 +6,7 @@ a tuple of numbers.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -128,18 +128,21 @@ def as_grid(ts: GridLike) -> Grid | Float[Array, " n"]:
     Raises:
       ValueError: as `check_grid`.
     """
+    grid: Any = ts
     if isinstance(ts, list | tuple):
         width = jnp.result_type(float)
         try:
             known = not any(isinstance(time, jax.Array) for time in ts)
-            ts = np.asarray(ts, width) if known else jnp.stack([jnp.asarray(t, width) for t in ts])
+            grid = (
+                np.asarray(ts, width) if known else jnp.stack([jnp.asarray(t, width) for t in ts])
+            )
         except (TypeError, ValueError) as error:
             raise ValueError(f"ts must be a 1-d grid of numbers, got {ts!r}") from error
-    check_grid(ts)
-    return ts
+    check_grid(grid)
+    return grid
 
 
-def check_grid(ts: GridLike) -> None:
+def check_grid(ts: Grid | Float[Array, " n"]) -> None:
     """Raise ValueError unless `ts` is a 1-d grid of at least 2 increasing times in [0, 1].
 
     Values are checked where they are known while tracing; a grid from this module always is.
