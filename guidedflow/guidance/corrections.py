@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from guidedflow import predictions
 from guidedflow.guidance.branches import Branches, vmapped
 from guidedflow.guidance.extrapolation import classifier_free
-from guidedflow.guidance.projections import norm, optimized_scale
+from guidedflow.guidance.projections import magnitude, norm, optimized_scale
 from guidedflow.guidance.spaces import MARGIN, check_space, to_space, wide
 from guidedflow.paths import Path
 from guidedflow.types import (
@@ -62,9 +62,11 @@ class Rescale:
         def one(velocity: Array, conditional: Array, x: Array, t: Array) -> Array:
             p, q = to_space(self.path, self.predicts, t)
             guided, strong = (p * wide(x) + q * wide(v) for v in (velocity, conditional))
-            wanted, came = deviation(strong), deviation(guided)
+            unit = magnitude(strong, guided)
+            wanted, came = deviation(strong / unit), deviation(guided / unit)
             # A prediction of one value everywhere has no deviation to change.
-            ratio = jnp.where(came > 0, wanted / jnp.where(came > 0, came, 1), 1)
+            some = came > 1e-12
+            ratio = jnp.where(some, wanted / jnp.where(some, came, 1), 1)
             return velocity + self.phi * (ratio - 1) * guided / q
 
         velocity = jax.vmap(one)(base.velocity, base.conditional, x, t)
