@@ -20,6 +20,7 @@ from guidedflow.types import (
     Scale,
     broadcast_null,
     check_batch,
+    check_batch_scale,
     check_number,
     check_scale,
     check_times,
@@ -154,6 +155,7 @@ class AtScale:
         self, state: PyTree, x: Array, t: Array, cond: Cond, at: Array
     ) -> tuple[Evaluation, PyTree]:
         number = jnp.asarray(scale_at(self.scale, at), jnp.float32)
+        check_batch_scale(number, jnp.shape(x)[0])
         velocity = self.student(x, t, cond, jnp.broadcast_to(number, jnp.shape(t)))
         return Evaluation.plain(velocity), state
 

@@ -47,13 +47,13 @@ def _check(data: Array, noise: Array, t: Array, cond: Cond) -> None:
     check_batch("cond", cond, jnp.shape(data)[0])
 
 
-def _squared_error(output: Array, target: Array) -> Array:
+def _error(output: Array, target: Array) -> Array:
     # Subtracting alone would broadcast an output with axes of size 1.
     if jnp.shape(output) != jnp.shape(target):
         raise ValueError(
             f"the network must return x's shape {jnp.shape(target)}, got {jnp.shape(output)}"
         )
-    return mean_square(output - target)
+    return output - target
 
 
 def flow_matching(
@@ -83,7 +83,7 @@ def flow_matching(
     """
     _check(data, noise, t, cond)
     x, target = jax.vmap(lambda d, n, s: interpolate(path, d, n, s))(data, noise, t)
-    return _squared_error(model(x, t, cond), target)
+    return mean_square(_error(model(x, t, cond), target))
 
 
 def denoising(
@@ -124,15 +124,18 @@ def denoising(
         return path.alpha(s) * d + path.sigma(s) * n, a * d + b * n
 
     x, target = jax.vmap(point)(data, noise, t)
-    loss = _squared_error(network(x, t, cond), target)
+    error = _error(network(x, t, cond), target)
     if weighting is None:
-        return loss
+        return mean_square(error)
 
-    def weight(s: Array) -> Array:
+    def root(s: Array) -> Array:
+        # Near clean data the weight may be too large for float32, or the slope's square too small.
         _, slope = predictions.conversion(path, s, predicts, predictions.data)
-        return weighting(path, s) * slope**2
+        if isinstance(weighting, BySNR):
+            return jnp.exp(0.5 * weighting.log(log_snr(path, s)) + jnp.log(jnp.abs(slope)))
+        return jnp.sqrt(weighting(path, s)) * jnp.abs(slope)
 
-    return jax.vmap(weight)(t) * loss
+    return mean_square(expand(jax.vmap(root)(t), error) * error)
 
 
 def unit(path: Path, t: Array) -> Array:
@@ -140,8 +143,27 @@ def unit(path: Path, t: Array) -> Array:
     return jnp.ones_like(t)
 
 
+class BySNR:
+    """A weighting that the log-SNR alone decides: `log(level)` is its logarithm.
+
+    Logarithms keep it finite, at any noise level, wherever its limit is.
+    """
+
+    def log(self, level: Array) -> Array:
+        """Return the logarithm of the weight where log-SNR = level, which may be infinite."""
+        raise NotImplementedError
+
+    def __call__(self, path: Path, t: Array) -> Array:
+        return jnp.exp(self.log(log_snr(path, t)))
+
+
+def _log_softly_least(level: Array, cap: Array) -> Array:
+    """Return log(1 / (exp(-level) + exp(-cap))), a smooth least of the two."""
+    return -jnp.logaddexp(-level, -cap)
+
+
 @dataclasses.dataclass(frozen=True)
-class min_snr:
+class min_snr(BySNR):
     """min(SNR, gamma) on the data error: the noise loss, capped where there is little noise.
 
     SNR = alpha^2 / sigma^2.  Hang et al. 2023, eq. 7.  `soft` gives SNR gamma / (SNR + gamma), its
@@ -154,23 +176,21 @@ class min_snr:
     def __post_init__(self) -> None:
         check_number("gamma", self.gamma, 0)
 
-    def __call__(self, path: Path, t: Array) -> Array:
-        snr = jnp.exp(log_snr(path, t))
-        if self.soft:
-            return snr * self.gamma / (snr + self.gamma)
-        return jnp.minimum(snr, self.gamma)
+    def log(self, level: Array) -> Array:
+        cap = jnp.log(jnp.asarray(self.gamma, level.dtype))
+        return _log_softly_least(level, cap) if self.soft else jnp.minimum(level, cap)
 
 
 @dataclasses.dataclass(frozen=True)
-class truncated_snr:
+class truncated_snr(BySNR):
     """max(SNR, 1) on the data error.  Salimans & Ho 2022, section 4."""
 
-    def __call__(self, path: Path, t: Array) -> Array:
-        return jnp.maximum(jnp.exp(log_snr(path, t)), 1.0)
+    def log(self, level: Array) -> Array:
+        return jnp.maximum(level, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class edm:
+class edm(BySNR):
     """(s^2 + sigma_data^2) / (s sigma_data)^2 on the data error, s = sigma / alpha.
 
     Makes the loss of EDM's preconditioned network of unit size at every noise level.
@@ -182,12 +202,12 @@ class edm:
     def __post_init__(self) -> None:
         check_number("sigma_data", self.sigma_data, 1e-12)
 
-    def __call__(self, path: Path, t: Array) -> Array:
-        return jnp.exp(log_snr(path, t)) + self.sigma_data**-2
+    def log(self, level: Array) -> Array:
+        return jnp.logaddexp(level, -2 * jnp.log(jnp.asarray(self.sigma_data, level.dtype)))
 
 
 @dataclasses.dataclass(frozen=True)
-class sigmoid:
+class sigmoid(BySNR):
     """SNR sigmoid(bias - log SNR) on the data error, that is sigmoid(bias - log SNR) on the noise's.
 
     Kingma & Gao 2023, section 4; Hoogeboom et al. 2024, eq. 8.  A larger bias weighs low noise more.
@@ -195,9 +215,8 @@ class sigmoid:
 
     bias: float = 0.0
 
-    def __call__(self, path: Path, t: Array) -> Array:
-        level = log_snr(path, t)
-        return jnp.exp(level) * jax.nn.sigmoid(self.bias - level)
+    def log(self, level: Array) -> Array:
+        return _log_softly_least(level, jnp.asarray(self.bias, level.dtype))
 
 
 def uncertainty(loss: Float[Array, " b"], log_variance: Float[Array, " b"]) -> Float[Array, " b"]:

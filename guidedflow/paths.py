@@ -6,6 +6,7 @@
 | Trigonometric     | sin(pi t / 2)     | cos(pi t / 2)              | 0       | 1        | 0            |
 | VariancePreserving| exp(-B(1 - t) / 2)| sqrt(1 - alpha^2)          | 0.0066  | 1        | 0, slope -inf|
 | DiscreteBeta      | sqrt(alpha_bar)   | sqrt(1 - alpha_bar)        | 0.0064  | 1        | 0, slope -inf|
+| .. of `zero_snr`  | sqrt(alpha_bar)   | sqrt(1 - alpha_bar)        | 0       | 1        | 0, slope -inf|
 | VarianceExploding | 1                 | sigma_max^(1-t) sigma_min^t| 1       | sigma_max| sigma_min    |
 | EDM               | 1                 | sigma_max (1 - t)^rho      | 1       | sigma_max| 0, slope 0   |
 
@@ -74,7 +75,8 @@ class Trigonometric:
 
 
 def _from_log_alpha(log_alpha: Time) -> Time:
-    return jnp.sqrt(-jnp.expm1(2 * log_alpha))
+    # 0 - 0 is 0: a negated 0 would turn the slope at clean data into +inf.
+    return jnp.sqrt(0 - jnp.expm1(2 * log_alpha))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +131,43 @@ def cosine_betas(steps: int, offset: float = 0.008, limit: float = 0.999) -> np.
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], limit)
 
 
+@dataclasses.dataclass(frozen=True)
+class zero_snr:
+    """A table of betas rescaled so that its last step is pure noise: zero terminal SNR.
+
+    a_k <- (a_k - a_last) a_first / (a_first - a_last),   a_k = sqrt(alpha_bar_k),
+
+    and beta_k = 1 - (a_k / a_(k-1))^2 again, so that the last beta is 1. At that step x says nothing of
+    the data: train on `predictions.v` or `data` (noise tells nothing there), and sample on
+    `times.trailing_grid`, which begins at it.
+
+    Attributes:
+      betas: the table to rescale, `steps -> table`, of at least two steps.
+    Raises:
+      ValueError: when called, steps < 2.
+    Source: Lin et al. 2024 (common noise schedules are flawed), algorithm 1.
+    """
+
+    betas: Callable[[int], np.ndarray]
+
+    def __call__(self, steps: int) -> np.ndarray:
+        if steps < 2:
+            raise ValueError(f"a table rescaled to zero SNR needs at least 2 steps, got {steps}")
+        root = np.sqrt(np.cumprod(1 - np.asarray(self.betas(steps), np.float64)))
+        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+        return 1 - (root / np.append(1.0, root[:-1])) ** 2
+
+
 @functools.lru_cache(maxsize=32)
 def _log_alpha_table(betas: Callable[[int], np.ndarray], steps: int) -> np.ndarray:
     table = np.asarray(betas(steps), np.float64)
-    if table.shape != (steps,) or not np.all((table > 0) & (table < 1)):
-        raise ValueError(f"betas must be {steps} numbers in (0, 1), got shape {table.shape}")
-    return np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-table))])
+    if table.shape != (steps,) or not np.all((table > 0) & (table <= 1)) or 1 in table[:-1]:
+        raise ValueError(
+            f"betas must be {steps} numbers in (0, 1), of which only the last may be 1, got shape "
+            f"{table.shape}"
+        )
+    with np.errstate(divide="ignore"):
+        return np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-table))])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,13 +177,15 @@ class DiscreteBeta:
     alpha(t_k)^2 = alpha_bar_k = prod over i <= k of (1 - beta_i);   sigma^2 = 1 - alpha^2.
 
     k = steps - 1 is the noise end, t = 0; clean data, t = 1, is the product over nothing. Between two
-    entries log alpha is linear. Ho et al. 2020, eq. 4.
+    entries log alpha is linear. Ho et al. 2020, eq. 4. If the last beta is 1, the noise end is pure
+    noise, alpha(0) = 0, and alpha itself is linear between it and the entry before.
 
     Attributes:
-      betas: `steps -> table`: linear_betas, cosine_betas, scaled_linear_betas, or one's own.
+      betas: `steps -> table`: linear_betas, cosine_betas, scaled_linear_betas, one of them under
+        `zero_snr`, or one's own.
       steps: entries of the table, at least 1.
     Raises:
-      ValueError: the table has another length or leaves (0, 1).
+      ValueError: the table has another length, or leaves (0, 1) other than by a last beta of 1.
     """
 
     betas: Callable[[int], np.ndarray] = linear_betas
@@ -160,18 +195,36 @@ class DiscreteBeta:
         check_number("steps", self.steps, 1)
         _log_alpha_table(self.betas, self.steps)
 
-    def _log_alpha(self, t: Time) -> Time:
-        table = jnp.asarray(_log_alpha_table(self.betas, self.steps), jnp.float32)
+    def _position(self, t: Time) -> tuple[Array, Time]:
+        """Return the table's entry at the data's side of t, and how far t is from it to the next."""
         position = self.steps * (1 - t)
         below = jnp.clip(jnp.floor(position), 0, self.steps - 1).astype(jnp.int32)
-        fraction = position - below
+        return below, position - below
+
+    def _log_alpha(self, t: Time) -> Time:
+        """Return log alpha; between the last two entries of a table to pure noise, the former's."""
+        entries = _log_alpha_table(self.betas, self.steps)
+        table = jnp.asarray(np.where(np.isinf(entries), entries[-2], entries), jnp.float32)
+        below, fraction = self._position(t)
         return (1 - fraction) * table[below] + fraction * table[below + 1]
 
+    def _faded(self, t: Time) -> Time | None:
+        """Return what multiplies exp(log alpha) where alpha goes to 0; None where it never does."""
+        if np.isfinite(_log_alpha_table(self.betas, self.steps)[-1]):
+            return None
+        below, fraction = self._position(t)
+        return jnp.where(below == self.steps - 1, 1 - fraction, 1)
+
     def alpha(self, t: Time) -> Time:
-        return jnp.exp(self._log_alpha(t))
+        alpha, faded = jnp.exp(self._log_alpha(t)), self._faded(t)
+        return alpha if faded is None else alpha * faded
 
     def sigma(self, t: Time) -> Time:
-        return _from_log_alpha(self._log_alpha(t))
+        log_alpha, faded = self._log_alpha(t), self._faded(t)
+        if faded is None:
+            return _from_log_alpha(log_alpha)
+        # 1 - (a f)^2 = (1 - a^2) + a^2 (1 - f^2): no cancellation at either end.
+        return jnp.sqrt(jnp.exp(2 * log_alpha) * (1 - faded**2) - jnp.expm1(2 * log_alpha))
 
     def index(self, t: Time) -> Time:
         """Return the table's step k at time t, as a float: what a DDPM network is conditioned on."""
@@ -248,7 +301,12 @@ def derivatives(path: Path, t: Time) -> tuple[Time, Time, Time, Time]:
 
 
 def log_snr(path: Path, t: Time) -> Time:
-    """Return log(alpha^2 / sigma^2) at one time: -inf where alpha = 0, inf where sigma = 0."""
+    """Return log(alpha^2 / sigma^2) at one time: -inf where alpha = 0, inf where sigma = 0.
+
+    Computed in float32 or wider: a small sigma is 0 in narrower types.
+    """
+    t = jnp.asarray(t)
+    t = t.astype(jnp.promote_types(t.dtype, jnp.float32))
     return 2 * (jnp.log(path.alpha(t)) - jnp.log(path.sigma(t)))
 
 

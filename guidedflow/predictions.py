@@ -7,16 +7,17 @@ prediction into any other. A prediction type is the function (path, t) -> (a, b)
 Where the solve has no answer (its determinant alpha * b - sigma * a is 0, or a coefficient is
 infinite):
 
-| known    | has no answer for the others at |
-|----------|---------------------------------|
-| velocity | t = 1 of VP and discrete-beta paths (sigma' = -inf) and of EDM (sigma' = 0) |
-| noise    | alpha = 0: t = 0 of the linear and trigonometric paths |
-| score    | alpha = 0 likewise, and sigma = 0: t = 1 |
-| data     | sigma = 0: t = 1 |
-| v        | nowhere on variance-preserving paths |
+| known    | has no answer at |
+|----------|------------------|
+| velocity | t = 1 of EDM (sigma' = 0), but for data |
+| noise    | alpha = 0: t = 0 of the linear, trigonometric and zero-SNR paths, for data, velocity and v |
+| score    | alpha = 0, likewise |
+| data     | sigma = 0: t = 1, for noise, score, v and infinite velocities |
+| v        | t = 1, for infinite velocities and scores |
 
-`convert` says so with inf or nan; the velocity of `as_velocity` stays a margin away from both ends,
-which `read` goes around: it takes the network's own prediction to where a sampler wants it.
+`convert` says so with inf or nan; where the answer has a finite limit it gives the limit. The velocity
+of `as_velocity` stays a margin away from the ends, which `read` goes around: it takes the network's own
+prediction to where a sampler wants it.
 """
 
 import functools
@@ -72,21 +73,50 @@ def v(path: Path, t: Time) -> tuple[Time, Time]:
     return -path.sigma(t), path.alpha(t)
 
 
+def _solve(path: Path, t: Time, src: Prediction, dst: Prediction) -> tuple[Time, Time]:
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    a, b = src(path, t)
+    c, d = dst(path, t)
+    determinant = alpha * b - sigma * a
+    return (b * c - a * d) / determinant, (alpha * d - sigma * c) / determinant
+
+
+NEAR = 1e-5
+"""How far inside an end a coefficient is read where at the end itself it is 0 / 0 or the like."""
+
+
 def conversion(path: Path, t: Time, src: Prediction, dst: Prediction) -> tuple[Time, Time]:
     """Return (p, q) with dst = p * x + q * src at one time.
 
     With src = a data + b noise, dst = c data + d noise and x = alpha data + sigma noise:
 
       p = (b c - a d) / det,   q = (alpha d - sigma c) / det,   det = alpha b - sigma a.
+
+    At the ends of a path that may be 0 / 0 and so nan; `limits` is not.
     """
     t = jnp.asarray(t)
     if src is dst:
         return jnp.zeros_like(t), jnp.ones_like(t)
-    alpha, sigma = path.alpha(t), path.sigma(t)
-    a, b = src(path, t)
-    c, d = dst(path, t)
-    determinant = alpha * b - sigma * a
-    return (b * c - a * d) / determinant, (alpha * d - sigma * c) / determinant
+    return _solve(path, t, src, dst)
+
+
+def limits(path: Path, t: Time, src: Prediction, dst: Prediction) -> tuple[Time, Time]:
+    """Return `conversion`'s (p, q), at the ends their limits.
+
+    Where a coefficient is 0 / 0, 0 inf or inf / inf it is the one at `NEAR` inside, unless it grows
+    there as 1 / t or 1 / (1 - t). Computed in float32 or wider, returned in t's dtype.
+    """
+    t = jnp.asarray(t)
+    if src is dst:
+        return jnp.zeros_like(t), jnp.ones_like(t)
+    wide = t.astype(jnp.promote_types(t.dtype, jnp.float32))
+
+    def settled(at: Array, near: Array) -> Array:
+        limit = jnp.where(jnp.abs(near) < 0.5 / NEAR, near, jnp.nan)
+        return jnp.where(jnp.isnan(at), limit, at).astype(t.dtype)
+
+    at, near = (_solve(path, s, src, dst) for s in (wide, interior(wide, NEAR)))
+    return settled(at[0], near[0]), settled(at[1], near[1])
 
 
 def convert(
@@ -120,7 +150,7 @@ def convert(
     check_times(t, ())
     if src is dst:
         return value
-    p, q = conversion(path, t, src, dst)
+    p, q = limits(path, t, src, dst)
     return p * x + q * value
 
 
@@ -205,8 +235,10 @@ class AsVelocity:
         if self.predicts is velocity:
             return Evaluation(output, output, output, variance), state
         check_floating("the network's output", output)
+        # Data and v tell the other predictions at t = 0, also where alpha = 0 there.
+        low = 0.0 if self.predicts in (data, v) else self.margin
         one = functools.partial(conversion, self.path, src=self.predicts, dst=velocity)
-        p, q = jax.vmap(one)(interior(t, self.margin))
+        p, q = jax.vmap(one)(jnp.clip(t, low, 1 - self.margin))
         value = expand(p, x) * x + expand(q, x) * output
         native = Native(output, value, q, self.predicts)
         return Evaluation(value, value, value, variance, native=native), state
@@ -225,9 +257,9 @@ def as_velocity(
     """Return a network that predicts `predicts` as a velocity field, a model function.
 
     v(x, t) = p x + q network(x, t, cond), with (p, q) of `conversion` read at t moved into
-    [margin, 1 - margin], so that it is finite at both ends; the network itself is called at t.
-    Samplers that step by data, noise or score read the network's own prediction instead, without the
-    margin: see `read`.
+    [margin, 1 - margin], for data and v into [0, 1 - margin], so that it is finite at both ends; the
+    network itself is called at t. Samplers that step by data, noise or score read the network's own
+    prediction instead, without the margin: see `read`.
     Where the output has twice x's channels, the second half is kept as the ancestral sampler's
     learned variance.
 
@@ -235,7 +267,7 @@ def as_velocity(
       network: (x: b *d, t: b, cond) -> b *d, or with twice the channels.
       path: the path it was trained on.
       predicts: velocity, score, noise, data or v; velocity converts nothing.
-      margin: distance kept from both ends, in (0, 0.5); too small amplifies the network's error
+      margin: distance kept from the ends, in (0, 0.5); too small amplifies the network's error
         by 1 / margin there.
     Raises:
       ValueError: margin out of range; when called, an output of another shape.

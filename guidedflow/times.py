@@ -1,11 +1,12 @@
 """Times: draws of t to train on, and grids of t to sample on.
 
-A draw is `(key, batch) -> t: b`; bind its parameters with functools.partial. A grid is a numpy array
-of steps + 1 increasing times, known when a sampler is traced.
+A draw is `(key, batch) -> t: b` in [0, 1); bind its parameters with functools.partial. A grid is a
+numpy array of steps + 1 increasing times, known when a sampler is traced; samplers also take a list or
+a tuple of numbers.
 """
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,10 @@ from guidedflow.types import check_number, concrete
 Draw = Callable[[PRNGKeyArray, int], Float[Array, " b"]]
 Times = TypeVar("Times", Array, np.ndarray)
 Grid = Float[np.ndarray, " steps+1"]
-GridLike = Grid | Float[Array, " n"]
+GridLike = Grid | Float[Array, " n"] | Sequence[float]
 TINY = float(np.finfo(np.float32).tiny)
+# t = 1 itself is never drawn: the velocity of some paths is infinite there.
+LAST = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
 def draw_uniform(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
@@ -35,7 +38,7 @@ def draw_stratified(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
     order, inside = jax.random.split(key)
     parts = jax.random.permutation(order, batch)
     t = (parts + jax.random.uniform(inside, (batch,))) / batch
-    return jnp.minimum(t, np.nextafter(np.float32(1), np.float32(0)))
+    return jnp.minimum(t, LAST)
 
 
 def draw_logit_normal(
@@ -46,7 +49,7 @@ def draw_logit_normal(
     A larger mean gives more times near the data.
     """
     check_number("std", std, 0)
-    return jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch,)))
+    return jnp.minimum(jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch,))), LAST)
 
 
 def draw_cosmap(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
@@ -56,7 +59,7 @@ def draw_cosmap(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
     """
     u = jax.random.uniform(key, (batch,))
     sine, cosine = jnp.sin(0.5 * jnp.pi * u), jnp.sin(0.5 * jnp.pi * (1 - u))
-    return sine / (sine + cosine)
+    return jnp.minimum(sine / (sine + cosine), LAST)
 
 
 def draw_log_normal_sigma(
@@ -68,7 +71,7 @@ def draw_log_normal_sigma(
     """
     check_number("std", std, 0)
     ratio = jnp.exp(mean + std * jax.random.normal(key, (batch,)))
-    return time_of_ratio(path, ratio)
+    return jnp.minimum(time_of_ratio(path, ratio), LAST)
 
 
 def shift(t: Times, factor: float) -> Times:
@@ -85,7 +88,7 @@ def draw_shifted(
     key: PRNGKeyArray, batch: int, draw: Draw = draw_uniform, factor: float = 3.0
 ) -> Float[Array, " b"]:
     """Draw from `draw`, then `shift` by `factor`.  Esser et al. 2024, section 5.3.2."""
-    return shift(draw(key, batch), factor)
+    return jnp.minimum(shift(draw(key, batch), factor), LAST)
 
 
 def time_of_ratio(path: Path, ratio: Array) -> Array:
@@ -119,11 +122,33 @@ def _check_interval(low: float, high: float) -> None:
         raise ValueError(f"the grid's ends must be in order, low < high, got {low} and {high}")
 
 
-def check_grid(ts: GridLike) -> None:
+def as_grid(ts: GridLike) -> Grid | Float[Array, " n"]:
+    """Return `ts`, a list or tuple of numbers as an array, after `check_grid`.
+
+    Raises:
+      ValueError: as `check_grid`.
+    """
+    grid: Any = ts
+    if isinstance(ts, list | tuple):
+        width = jnp.result_type(float)
+        try:
+            known = not any(isinstance(time, jax.Array) for time in ts)
+            grid = (
+                np.asarray(ts, width) if known else jnp.stack([jnp.asarray(t, width) for t in ts])
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"ts must be a 1-d grid of numbers, got {ts!r}") from error
+    check_grid(grid)
+    return grid
+
+
+def check_grid(ts: Grid | Float[Array, " n"]) -> None:
     """Raise ValueError unless `ts` is a 1-d grid of at least 2 increasing times in [0, 1].
 
     Values are checked where they are known while tracing; a grid from this module always is.
     """
+    if isinstance(ts, str | list | tuple) or not hasattr(ts, "shape"):
+        raise ValueError(f"ts must be an array of times, got {ts!r}")
     if jnp.ndim(ts) != 1 or jnp.shape(ts)[0] < 2:
         raise ValueError(f"ts must be a 1-d grid of at least 2 times, got shape {jnp.shape(ts)}")
     if not jnp.issubdtype(jnp.result_type(ts), jnp.floating):
@@ -170,8 +195,8 @@ def quadratic_grid(steps: int, low: float = 0.0, high: float = 1.0) -> Grid:
 def karras_grid(
     steps: int,
     path: Path,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     rho: float = 7.0,
 ) -> Grid:
     """Return the grid on which sigma / alpha falls as Karras's, then t = 1: `steps` steps in all.
@@ -179,15 +204,33 @@ def karras_grid(
     sigma_i = (sigma_max^(1/rho) + i / (steps - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho,
     i < steps, and sigma_steps = the path's own end.   Karras et al. 2022, eq. 5.
 
+    Where sigma_min is the path's own end, as on `VarianceExploding`, it is sigma_steps itself, and the
+    levels are spread over `steps` in place of `steps - 1`.
+
+    Args:
+      sigma_min, sigma_max: the range of sigma / alpha, inside what the path reaches. None is the usual
+        0.002 and 80, or the path's own end where the path does not hold them.
+      rho: curvature, at least 1.
     Raises:
-      ValueError: steps < 1, not 0 < sigma_min < sigma_max, rho < 1, or two times of the grid fall
-        together in float32 because the path does not reach the range.
+      ValueError: steps < 1, not 0 < sigma_min < sigma_max, rho < 1, a range that the path does not
+        reach, or two times of the grid fall together in float32.
     """
     _check_steps(steps)
+    least, most = _reach(path)
+    if sigma_min is None:
+        sigma_min = 0.002 if least < 0.002 < most else least
+    if sigma_max is None:
+        sigma_max = 80.0 if least < 80 < most else most
     check_number("sigma_min", sigma_min, TINY)
     check_number("sigma_max", sigma_max, sigma_min)
     check_number("rho", rho, 1)
-    fractions = np.arange(steps) / max(steps - 1, 1)
+    if sigma_min < least * (1 - SLACK) or sigma_max > most * (1 + SLACK):
+        raise ValueError(
+            f"the path's sigma / alpha runs from {most:.3g} to {least:.3g}, which does not hold "
+            f"sigma_max = {sigma_max:g} to sigma_min = {sigma_min:g}"
+        )
+    ends_there = sigma_min <= least * (1 + SLACK)
+    fractions = np.arange(steps) / max(steps - (not ends_there), 1)
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     ratios = (ends[0] + fractions * (ends[1] - ends[0])) ** rho
     return _grid_at(path, ratios)
@@ -278,14 +321,27 @@ def linspace_grid(steps: int, path: DiscreteBeta, drop_last: bool = False) -> Gr
     return _grid_of_steps(path, table_steps[:steps])
 
 
+SLACK = 1e-5
+"""What a float32 ratio may miss the path's own end by and still mean that end."""
+
+
+def _reach(path: Path) -> tuple[float, float]:
+    """Return the least and the largest sigma / alpha of the path: at t = 1 and at t = 0."""
+    with jax.ensure_compile_time_eval():
+        ends = [(float(path.sigma(t)), float(path.alpha(t))) for t in (jnp.ones(()), jnp.zeros(()))]
+    least, most = (sigma / alpha if alpha > 0 else np.inf for sigma, alpha in ends)
+    return least, most
+
+
 def _grid_at(path: Path, ratios: np.ndarray) -> Grid:
+    least, most = _reach(path)
     with jax.ensure_compile_time_eval():
         times = np.asarray(time_of_ratio(path, jnp.asarray(ratios, jnp.float32)))
-        reach = [float(path.sigma(t) / path.alpha(t)) for t in (jnp.zeros(()), jnp.ones(()))]
+    times = np.where(ratios >= most * (1 - SLACK), 0.0, times)
     grid = np.append(times, 1.0).astype(np.float32)
     if not np.all(np.diff(grid) > 0):
         raise ValueError(
-            f"the path's sigma / alpha runs from {reach[0]:.3g} to {reach[1]:.3g} and does not "
+            f"the path's sigma / alpha runs from {most:.3g} to {least:.3g} and does not "
             f"hold {len(ratios)} distinct times from {ratios[0]:.3g} to {ratios[-1]:.3g}"
         )
     return grid

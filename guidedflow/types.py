@@ -145,9 +145,14 @@ def scale_at(scale: Scale, t: Array) -> Array | float:
 
 
 def expand(weight: Array | float, like: Array) -> Array | float:
-    """Give a per-example weight `b` the trailing axes of `like`, `b *d`; numbers pass."""
+    """Give a per-example weight `b` the trailing axes of `like`, `b *d`; numbers pass.
+
+    Raises:
+      ValueError: as `check_batch_scale`.
+    """
     if jnp.ndim(weight) == 0:
         return weight
+    check_batch_scale(weight, jnp.shape(like)[0])
     return jnp.reshape(weight, (-1,) + (1,) * (jnp.ndim(like) - 1))
 
 
@@ -201,6 +206,15 @@ def check_scale(scale: Any) -> None:
     check_number("scale", scale)
     if jnp.ndim(scale) > 1:
         raise ValueError(f"scale must have shape () or (batch,), got {jnp.shape(scale)}")
+
+
+def check_batch_scale(scale: Array | float, batch: int) -> None:
+    """Raise ValueError unless `scale` is one number, or one an example."""
+    if jnp.shape(scale) not in ((), (batch,)):
+        raise ValueError(
+            f"scale must be one number or one an example, shape () or ({batch},) for this batch of "
+            f"{batch}, got {jnp.shape(scale)}"
+        )
 
 
 def check_times(t: Array, shape: tuple[int, ...]) -> None:

@@ -165,6 +165,8 @@ def test_log_snr_is_infinite_at_the_ends_and_zero_where_they_meet():
         (lambda: paths.DiscreteBeta(steps=0), "steps must be"),
         (lambda: paths.DiscreteBeta(lambda n: np.full(n, 1.5)), "betas must be 1000 numbers"),
         (lambda: paths.DiscreteBeta(lambda n: np.full(n - 1, 0.5)), "got shape \\(999,\\)"),
+        (lambda: paths.DiscreteBeta(lambda n: np.ones(n)), "only the last may be 1"),
+        (lambda: paths.DiscreteBeta(paths.zero_snr(paths.linear_betas), 1), "at least 2 steps"),
     ],
 )
 def test_a_path_out_of_range_is_refused(make, says):
@@ -186,3 +188,32 @@ def test_a_path_out_of_range_is_refused(make, says):
 def test_interpolation_refuses_bad_input(data, noise, t, says):
     with pytest.raises(ValueError, match=says):
         paths.interpolate(paths.Linear(), data, noise, t)
+
+
+@pytest.mark.parametrize("betas", [paths.linear_betas, paths.scaled_linear_betas])
+def test_a_rescaled_table_ends_in_pure_noise_and_begins_as_before(betas):
+    """Lin et al. 2024, algorithm 1: sqrt(alpha_bar) moved and stretched, its first entry kept."""
+    before, after = betas(1000), paths.zero_snr(betas)(1000)
+    assert after[-1] == 1
+    np.testing.assert_allclose(after[0], before[0], rtol=1e-9)
+    old, new = (np.sqrt(np.cumprod(1 - table)) for table in (before, after))
+    slopes = np.diff(new) / np.diff(old)
+    np.testing.assert_allclose(slopes, slopes[0], rtol=1e-6)
+
+
+def test_the_path_of_a_table_to_pure_noise_is_smooth_there():
+    path = paths.DiscreteBeta(paths.zero_snr(paths.scaled_linear_betas))
+    assert path == paths.DiscreteBeta(paths.zero_snr(paths.scaled_linear_betas))
+    alpha, sigma, alpha_dot, sigma_dot = (float(v) for v in paths.derivatives(path, jnp.zeros(())))
+    assert (alpha, sigma, sigma_dot) == (0, 1, 0)
+    step = float(path.alpha(jnp.float32(1e-3)))
+    assert alpha_dot == pytest.approx(1000 * step, rel=1e-3)
+    t = np.float32([1e-4, 5e-4, 1e-3, 1.5e-3, 0.5, 0.999])
+    alpha, sigma = on_grid(path, t)
+    np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-5)
+    assert np.all(np.diff(alpha) > 0)
+
+
+def test_noise_falls_infinitely_steeply_at_clean_data():
+    for path in (paths.VariancePreserving(), paths.DiscreteBeta()):
+        assert float(paths.derivatives(path, jnp.ones(()))[3]) == -np.inf

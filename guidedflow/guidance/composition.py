@@ -16,6 +16,7 @@ from guidedflow.types import (
     ModelFn,
     Scale,
     broadcast_null,
+    check_batch_scale,
     check_number,
     check_scale,
     evaluate,
@@ -126,7 +127,9 @@ class Perpendicular:
 
         def guided() -> Evaluation:
             each = _branches(self.branches, self.model, self.null, x, t, cond, at)
-            n = jnp.broadcast_to(scale_at(self.negative, at), jnp.shape(x)[:1])
+            n = scale_at(self.negative, at)
+            check_batch_scale(n, jnp.shape(x)[0])
+            n = jnp.broadcast_to(n, jnp.shape(x)[:1])
             push = jax.vmap(one)(each.velocity[0], each.velocity[1], each.velocity[2], n)
             weight = expand(jnp.asarray(w, jnp.float32), x)
             strong = each.velocity[0]

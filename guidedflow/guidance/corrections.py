@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from guidedflow import predictions
 from guidedflow.guidance.branches import Branches, vmapped
 from guidedflow.guidance.extrapolation import classifier_free
-from guidedflow.guidance.projections import optimized_scale
+from guidedflow.guidance.projections import magnitude, norm, optimized_scale
 from guidedflow.guidance.spaces import MARGIN, check_space, to_space, wide
 from guidedflow.paths import Path
 from guidedflow.types import (
@@ -37,6 +37,11 @@ def _corrected(model: ModelFn, base: Evaluation, velocity: Array) -> Evaluation:
     return base._replace(velocity=velocity, renoise=renoise)
 
 
+def deviation(a: Array) -> Array:
+    """Return the standard deviation over all of one example; its gradient is 0 where that is 0."""
+    return norm(a - jnp.mean(a)) / a.size**0.5
+
+
 @pytree
 class Rescale:
     """Made by `rescale`."""
@@ -57,8 +62,11 @@ class Rescale:
         def one(velocity: Array, conditional: Array, x: Array, t: Array) -> Array:
             p, q = to_space(self.path, self.predicts, t)
             guided, strong = (p * wide(x) + q * wide(v) for v in (velocity, conditional))
-            floor = jnp.finfo(jnp.float32).tiny
-            ratio = jnp.sqrt((jnp.var(strong) + floor) / (jnp.var(guided) + floor))
+            unit = magnitude(strong, guided)
+            wanted, came = deviation(strong / unit), deviation(guided / unit)
+            # A prediction of one value everywhere has no deviation to change.
+            some = came > 1e-12
+            ratio = jnp.where(some, wanted / jnp.where(some, came, 1), 1)
             return velocity + self.phi * (ratio - 1) * guided / q
 
         velocity = jax.vmap(one)(base.velocity, base.conditional, x, t)
@@ -80,6 +88,7 @@ def rescale(
     g [phi std(c) / std(g) + 1 - phi],   std over all of one example.
 
     phi = 0 changes nothing, phi = 1 restores the deviation wholly, and so does w = 1 at every phi.
+    Where std(g) = 0 nothing is changed.
     It is defined on what the network itself predicts, and differs from space to space.
 
     Args:

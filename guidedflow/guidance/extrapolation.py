@@ -20,6 +20,7 @@ from guidedflow.types import (
     ModelFn,
     Scale,
     broadcast_null,
+    check_batch_scale,
     check_scale,
     evaluate,
     pytree,
@@ -65,6 +66,7 @@ def apply_rule(
 ) -> tuple[Evaluation, PyTree]:
     """Join two branches, all `b *d`; scales () or (b,). Computed in x's dtype or wider."""
     w = jnp.asarray(w, jnp.float32)
+    check_batch_scale(w, jnp.shape(x)[0])
     axes = (0, 0, 0 if w.ndim else None, 0, 0, 0)
     velocity, memory = jax.vmap(rule, in_axes=axes)(strong.velocity, weak.velocity, w, x, t, memory)
     velocity = velocity.astype(strong.velocity.dtype)

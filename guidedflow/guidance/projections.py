@@ -5,6 +5,7 @@ Each is written for one example, so no projection or norm ever mixes examples.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
@@ -19,17 +20,29 @@ def dot(a: Float[Array, "*d"], b: Float[Array, "*d"]) -> Float[Array, ""]:
     return jnp.sum(wide(a) * wide(b))
 
 
+def magnitude(*values: Float[Array, "*d"]) -> Float[Array, ""]:
+    """Return the largest absolute entry, 1 where all are 0, as a constant to differentiation.
+
+    What does not depend on the unit of its arguments is computed on them divided by it, so that no
+    square leaves the range of float32, nor does the gradient of one.
+    """
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(wide(a))) for a in values]))
+    return jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
+
+
 def norm(a: Float[Array, "*d"]) -> Float[Array, ""]:
     """Return the Euclidean length over every axis; its gradient at 0 is 0."""
-    square = dot(a, a)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    unit = magnitude(a)
+    square = dot(a / unit, a / unit)
+    return unit * jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 def along(a: Float[Array, "*d"], direction: Float[Array, "*d"]) -> Float[Array, "*d"]:
     """Return the part of `a` parallel to `direction`; 0 where that is 0."""
+    direction = wide(direction) / magnitude(direction)
     square = dot(direction, direction)
     inverse = jnp.where(square > 0, 1 / jnp.where(square > 0, square, 1), 0)
-    return dot(a, direction) * inverse * wide(direction)
+    return dot(a, direction) * inverse * direction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +152,9 @@ class tangential:
         self, c: Array, u: Array, w: Array, x: Array, t: Array, memory: PyTree
     ) -> tuple[Array, PyTree]:
         c, u = wide(c), wide(u)
-        # |c|^2 - |u|^2, without the cancellation of the two lengths.
-        apart, across = dot(c + u, c - u), 2 * dot(c, u)
+        unit = magnitude(c, u)
+        # |c|^2 - |u|^2, without the cancellation of the two lengths, in units of the largest entry.
+        apart, across = dot((c + u) / unit, (c - u) / unit), 2 * dot(c / unit, u / unit)
         square = apart**2 + across**2
         length = jnp.sqrt(jnp.where(square > 0, square, 1))
         cosine = jnp.where(square > 0, apart / length, -1)
@@ -175,6 +189,10 @@ class magnitude_aware:
         self, c: Array, u: Array, w: Array, x: Array, t: Array, memory: PyTree
     ) -> tuple[Array, PyTree]:
         difference = wide(c) - wide(u)
-        smallest = jnp.finfo(jnp.float32).tiny
-        ratio = norm(difference) / jnp.maximum(norm(u), smallest)
-        return u + (1 + (w - 1) * jnp.exp(-self.damping * ratio)) * difference, memory
+        unit = magnitude(difference, u)
+        moved, weak = norm(difference / unit), norm(u / unit)
+        # Beside no null velocity at all every difference is long.
+        some = weak > 1e-12
+        damped = jnp.exp(-self.damping * moved / jnp.where(some, weak, 1))
+        damped = jnp.where(some, damped, 1.0 if self.damping == 0 else 0.0)
+        return u + (1 + (w - 1) * damped) * difference, memory

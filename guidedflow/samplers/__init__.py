@@ -13,7 +13,7 @@ from guidedflow.samplers.likelihood import Likelihood, log_likelihood
 from guidedflow.samplers.multistep import adams_bashforth
 from guidedflow.samplers.ode import euler, heun, midpoint, rk4, sample_ode
 from guidedflow.samplers.recurrence import recurrent
-from guidedflow.samplers.scan import draw_noise
+from guidedflow.samplers.scan import draw_noise, start
 from guidedflow.samplers.sde import (
     bump,
     constant,
@@ -65,6 +65,7 @@ __all__ = [
     "sample_unipc",
     "sbdm",
     "smallest",
+    "start",
     "stochastic_heun",
     "tsit5",
     "tweedie",

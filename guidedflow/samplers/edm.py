@@ -13,7 +13,7 @@ from guidedflow import predictions
 from guidedflow.paths import Path
 from guidedflow.samplers.diffusion import estimates
 from guidedflow.samplers.scan import Step, run
-from guidedflow.times import GridLike, time_of_ratio
+from guidedflow.times import GridLike, as_grid, time_of_ratio
 from guidedflow.types import RENOISE, Cond, ModelFn, check_number, concrete
 
 
@@ -32,8 +32,10 @@ class KarrasHeun:
         if not self.corrects:
             return x, step.memory
         end = step.evaluate(x, step.s)
+        # At sigma = 0 the result is not used, but an infinite coefficient would make its gradient nan.
+        time = jnp.where(sigma > 0, step.s, step.t)
         end_noise, _ = predictions.read(
-            self.path, end.native, end.renoise, x, step.s, predictions.noise
+            self.path, end.native, end.renoise, x, time, predictions.noise
         )
         alpha_t, sigma_t = self.path.alpha(step.t), self.path.sigma(step.t)
         fall = sigma - alpha * sigma_t / jnp.where(alpha_t > 0, alpha_t, 1.0)
@@ -112,8 +114,8 @@ def sample_edm(
         check_number("churn_high", churn_high, churn_low)
     if churn > 0 and key is None:
         raise ValueError(f"churn = {churn} draws noise: pass key=jax.random.key(seed)")
-    steps = max(jnp.shape(ts)[0] - 1, 1) if jnp.ndim(ts) == 1 else 1
-    gamma = min(churn / steps, 2**0.5 - 1)
+    ts = as_grid(ts)
+    gamma = min(churn / (jnp.shape(ts)[0] - 1), 2**0.5 - 1)
 
     def solver(corrects: bool) -> KarrasHeun:
         if churn == 0:
@@ -127,7 +129,7 @@ def sample_edm(
 def _ends_clean(path: Path, ts: GridLike) -> bool:
     """Whether the grid is known, while tracing, to end where sigma = 0."""
     known = concrete(ts)
-    if known is None or known.ndim != 1 or not known.size:
+    if known is None:
         return False
     with jax.ensure_compile_time_eval():
         return float(path.sigma(jnp.asarray(known[-1]))) == 0

@@ -21,7 +21,7 @@ from guidedflow.paths import Path, log_snr
 from guidedflow.samplers.diffusion import estimates
 from guidedflow.samplers.multistep import History, combine, lagrange, padded
 from guidedflow.samplers.scan import Step, run
-from guidedflow.times import GridLike
+from guidedflow.times import GridLike, as_grid
 from guidedflow.types import RENOISE, Cond, ModelFn, check_number
 
 Moments = Callable[[Array, int], list[Array]]
@@ -64,7 +64,7 @@ def published(h: Array, count: int) -> list[Array]:
 def correction(nodes: list[Array], h: Array, moments: Moments, order: Array) -> Float[Array, " k"]:
     """Return the weights of the data estimates beyond DDIM's own; the first node is 0.
 
-    They sum to 0. Rows that `order` leaves out may hold nan, where earlier nodes are no numbers yet.
+    They sum to 0.
     """
     rows = []
     for k in range(1, len(nodes) + 1):
@@ -77,6 +77,28 @@ def correction(nodes: list[Array], h: Array, moments: Moments, order: Array) -> 
 def half_log_snr(path: Path, t: Array) -> Array:
     """Return log(alpha / sigma) at one time."""
     return 0.5 * log_snr(path, t)
+
+
+def interval(start: Array, end: Array) -> Array:
+    """Return the step in half log-SNR; 1 where it is infinite, which no weight then depends on.
+
+    An infinite one, though it is not used, would make the gradient nan.
+    """
+    finite = jnp.isfinite(start) & jnp.isfinite(end)
+    return jnp.where(finite, jnp.where(finite, end, 1) - jnp.where(finite, start, 0), 1)
+
+
+def positions(history: History, start: Array, h: Array) -> list[Array]:
+    """Return the nodes (at - start) / h of the evaluations, newest first.
+
+    Where none is yet, or its log-SNR is infinite, the node is another number, for the same reason.
+    """
+    nodes = []
+    for j, at in enumerate(history.at):
+        known = (j < history.seen) & jnp.isfinite(at) & jnp.isfinite(start)
+        gap = jnp.where(known, at, 0) - jnp.where(known, start, 0)
+        nodes.append(jnp.where(known, gap / h, -1.5 * j))
+    return nodes
 
 
 def highest(order: int, history: History, steps: int | None, ends: Array) -> Array:
@@ -112,14 +134,16 @@ class Multistep:
         data, noise = estimates(self.path, step)
         alpha, sigma = self.path.alpha(step.s), self.path.sigma(step.s)
         start = half_log_snr(self.path, step.t)
-        h = half_log_snr(self.path, step.s) - start
+        end = half_log_snr(self.path, step.s)
+        h = interval(start, end)
         history = step.memory.push(data, start)
         order = highest(self.order, history, self.falling_steps, sigma == 0)
-        nodes = [(at - start) / h for at in history.at]
+        nodes = positions(history, start, h)
         weights = correction(nodes, (1 + self.eta) * h, self.moments, order)
         x = alpha * (data + combine(weights, history.values))
         if self.eta == 0:
             return x + sigma * noise, history
+        h = end - start
         kept, fresh = jnp.exp(-self.eta * h), jnp.sqrt(-jnp.expm1(-2 * self.eta * h))
         return x + sigma * (kept * noise + fresh * step.draw(0)), history
 
@@ -166,7 +190,8 @@ def sample_dpmpp(
     check_number("eta", eta, 0, 1)
     if eta > 0 and key is None:
         raise ValueError(f"eta = {eta} draws noise: pass key=jax.random.key(seed)")
-    steps = max(jnp.shape(ts)[0] - 1, 0) if jnp.ndim(ts) == 1 else 0
+    ts = as_grid(ts)
+    steps = jnp.shape(ts)[0] - 1
     falls = steps < 15 if lower_order_final is None else lower_order_final
     solver = Multistep(path, order, float(eta), moments, steps if falls else None)
     return run(model, noise, ts, cond, solver, key=key, trajectory=trajectory)
@@ -198,10 +223,11 @@ class Singlestep:
         alpha, sigma = self.path.alpha(step.s), self.path.sigma(step.s)
         here = half_log_snr(self.path, step.t).astype(step.memory.at.dtype)
         start = step.memory.at
-        h = half_log_snr(self.path, step.s) - start
+        h = interval(start, half_log_snr(self.path, step.s))
         closes = step.memory.half_way & (sigma > 0) & jnp.isfinite(start)
-        slope = self.moments(h, 2)[1] * h / (here - start)
-        second = step.memory.data + jnp.where(closes, slope, 0.0) * (data - step.memory.data)
+        gap = jnp.where(closes, here - start, 1)
+        slope = jnp.where(closes, self.moments(h, 2)[1] * h / gap, 0)
+        second = step.memory.data + slope * (data - step.memory.data)
         x = jnp.where(
             closes,
             alpha * second + sigma * step.memory.noise,

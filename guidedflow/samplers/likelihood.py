@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from guidedflow.paths import Path
 from guidedflow.samplers.ode import rk4
 from guidedflow.samplers.scan import Solver, run
-from guidedflow.times import GridLike, check_grid
+from guidedflow.times import GridLike, as_grid
 from guidedflow.types import (
     Cond,
     ModelFn,
@@ -113,7 +113,7 @@ def log_likelihood(
       ValueError: probes without a key or below 1; a model with a memory; as `sample_ode`.
     Source: Chen et al. 2018, eq. 8; Grathwohl et al. 2019, eq. 8; Song et al. 2021, eq. 39.
     """
-    check_grid(ts)
+    ts = as_grid(ts)
     check_floating("data", data)
     batch, shape = jnp.shape(data)[0], jnp.shape(data)[1:]
     check_batch("cond", cond, batch)

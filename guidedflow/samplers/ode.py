@@ -58,8 +58,8 @@ def sample_ode(
 
     Args:
       model: a velocity field, guided or not.
-      noise: the state at ts[0], b *d: standard normal times sigma(ts[0]) (1 on most paths).
-      ts: increasing times in [0, 1], from `times`.
+      noise: the state at ts[0], b *d: standard normal times sigma(ts[0]), as `start` gives it.
+      ts: increasing times in [0, 1], from `times`; or a list or tuple of numbers.
       cond: condition, every leaf with the batch first.
       step: euler, midpoint, heun, rk4, or an Adams-Bashforth solver.
       last: another solver for the last step. With `euler` the model is never evaluated at ts[-1],

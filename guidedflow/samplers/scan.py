@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from guidedflow.times import GridLike, check_grid
+from guidedflow.paths import Path
+from guidedflow.times import GridLike, as_grid
 from guidedflow.types import (
     Cond,
     Evaluation,
@@ -81,6 +82,30 @@ def draw_noise(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float
     return jax.vmap(lambda k: jax.random.normal(k, shape[1:], dtype))(keys)
 
 
+def start(path: Path, noise: Float[Array, "b *d"], ts: GridLike) -> Float[Array, "b *d"]:
+    """Return the state at the first time of a grid that is made of noise alone.
+
+    x = sigma(ts[0]) noise.
+
+    The path has alpha(ts[0]) data beside it, of which nothing is known yet: the mean
+    alpha(ts[0]) E[data] and the variance alpha(ts[0])^2 Var[data] are left out. Nothing is left out
+    where alpha(ts[0]) = 0, and little where sigma / alpha is large, as it is at t = 0 of every path.
+
+    Args:
+      path: the path the model was trained on.
+      noise: standard normal, from `draw_noise`.
+      ts: the grid that is sampled on.
+    Returns:
+      The state to begin with, of noise's shape and dtype.
+    Raises:
+      ValueError: the grid does not increase within [0, 1], or noise is not floating point.
+    Source: Karras et al. 2022, algorithm 1: x_0 ~ N(0, sigma(t_0)^2).
+    """
+    check_floating("noise", noise)
+    sigma = path.sigma(jnp.asarray(as_grid(ts)[0]))
+    return (jnp.asarray(noise) * sigma).astype(jnp.result_type(noise))
+
+
 def _check_needs(model: ModelFn, solver: Solver) -> None:
     ignored = needs(model) - getattr(solver, "honours", frozenset())
     if ignored:
@@ -110,7 +135,7 @@ def run(
     Raises:
       ValueError: the grid, the state's dtype or the condition's batch is off.
     """
-    check_grid(ts)
+    ts = as_grid(ts)
     check_floating("noise", noise)
     if jnp.ndim(noise) < 1:
         raise ValueError("noise must have the batch first, got a scalar")

@@ -9,10 +9,17 @@ from jaxtyping import Array, Float
 
 from guidedflow.paths import Path
 from guidedflow.samplers.diffusion import estimates
-from guidedflow.samplers.exponential import correction, exact, half_log_snr, highest
+from guidedflow.samplers.exponential import (
+    correction,
+    exact,
+    half_log_snr,
+    highest,
+    interval,
+    positions,
+)
 from guidedflow.samplers.multistep import History, combine
 from guidedflow.samplers.scan import Step, run
-from guidedflow.times import GridLike
+from guidedflow.times import GridLike, as_grid
 from guidedflow.types import RENOISE, Cond, ModelFn
 
 Rate = Callable[[Array], Array]
@@ -59,29 +66,29 @@ class UniPC:
     def _corrected(self, before: Before, predicted: Array, data: Array, t: Array) -> Array:
         """Return the state at t by a polynomial through its own evaluation too: UniC."""
         start, end = before.history.at[0], half_log_snr(self.path, t)
-        h = end - start
-        earlier = [(at - start) / h for at in before.history.at[1:]]
+        # After a step from alpha = 0, h is infinite and DDIM's step has nothing to be corrected with.
+        usable = (before.history.seen > 0) & jnp.isfinite(start)
+        h = jnp.where(usable, interval(start, end), 1)
+        earlier = positions(before.history, start, h)[1:]
         # One row more than the predictor's: the evaluation at t comes second, at u = 1.
         nodes = [jnp.zeros_like(h), jnp.ones_like(h), *earlier]
         weights = correction(nodes, h, self._moments, before.order + 1)
         old = before.history.values
         values = jnp.concatenate([old[:1], data.astype(old.dtype)[None], old[1:]])
         ddim = self.path.alpha(t) * before.data + self.path.sigma(t) * before.noise
-        # After a step from alpha = 0, h is infinite and DDIM's step has nothing to be corrected with.
-        usable = (before.history.seen > 0) & jnp.isfinite(start)
         corrected = ddim + self.path.alpha(t) * combine(weights, values)
         return jnp.where(usable, corrected, predicted)
 
     def __call__(self, step: Step) -> tuple[Array, Before]:
         data, noise = estimates(self.path, step)
         start = half_log_snr(self.path, step.t)
-        h = half_log_snr(self.path, step.s) - start
+        h = interval(start, half_log_snr(self.path, step.s))
         alpha, sigma = self.path.alpha(step.s), self.path.sigma(step.s)
         moved = self._corrected(step.memory, step.x, data, step.t) - step.x
         noise = noise + moved / self.path.sigma(step.t)
         history = step.memory.history.push(data, start)
         order = highest(self.order, history, self.falling_steps, sigma == 0)
-        nodes = [(at - start) / h for at in history.at]
+        nodes = positions(history, start, h)
         weights = correction(nodes, h, self._moments, order)
         x = alpha * (data + combine(weights, history.values)) + sigma * noise
         dtype = step.x.dtype
@@ -121,6 +128,7 @@ def sample_unipc(
     """
     if isinstance(order, bool) or order not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
-    steps = jnp.shape(ts)[0] - 1 if jnp.ndim(ts) == 1 else 0
+    ts = as_grid(ts)
+    steps = jnp.shape(ts)[0] - 1
     solver = UniPC(path, order, rate, steps if lower_order_final else None)
     return run(model, noise, ts, cond, solver, trajectory=trajectory)

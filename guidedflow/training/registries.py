@@ -28,6 +28,11 @@ PATHS: Mapping[str, Callable[..., paths.Path]] = {
     "ddpm_linear": partial(paths.DiscreteBeta, paths.linear_betas),
     "ddpm_scaled_linear": partial(paths.DiscreteBeta, paths.scaled_linear_betas),
     "ddpm_cosine": partial(paths.DiscreteBeta, paths.cosine_betas),
+    "ddpm_linear_zero_snr": partial(paths.DiscreteBeta, paths.zero_snr(paths.linear_betas)),
+    "ddpm_scaled_linear_zero_snr": partial(
+        paths.DiscreteBeta, paths.zero_snr(paths.scaled_linear_betas)
+    ),
+    "ddpm_cosine_zero_snr": partial(paths.DiscreteBeta, paths.zero_snr(paths.cosine_betas)),
 }
 PREDICTIONS: Mapping[str, predictions.Prediction] = {
     "velocity": predictions.velocity,
