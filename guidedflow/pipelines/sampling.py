@@ -90,14 +90,14 @@ def _weaker(bundle: Bundle, how: str, other: Bundle | None) -> ModelFn:
 def _start(
     key: PRNGKeyArray,
     indices: Int[Array, " b"],
-    first: Float[Array, ""],
+    ts: Float[Array, " n"],
     shape: tuple[int, ...],
     path: Path,
 ) -> tuple[PRNGKeyArray, Float[Array, "b h w c"]]:
-    """Return each image's key and its noise, of the size that the path has at the grid's first time."""
+    """Return each image's key and its noise, of the size that the path has where the grid starts."""
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
     noise = samplers.draw_noise(keys, (indices.shape[0], *shape))
-    return keys, noise * path.sigma(first)
+    return keys, samplers.start(path, noise, ts)
 
 
 def sample(
@@ -146,7 +146,7 @@ def sample(
         indices = np.minimum(np.arange(first, first + size, dtype=np.int32), count - 1)
         chunk = jax.tree.map(lambda leaf, rows=indices: np.asarray(leaf)[rows], cond)
         numbers, chunk = _spread(indices, shared), _spread(chunk, shared)
-        keys, noise = _start(key, numbers, ts[0], bundle.image_shape, bundle.path)
+        keys, noise = _start(key, numbers, ts, bundle.image_shape, bundle.path)
         images = SOLVERS[method.solver](model, noise, ts, chunk, keys, bundle.path)
         chunks.append(_gathered(images)[: count - first])
         progress(len(chunks[-1]))

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from guidedflow.files import replacing
-from guidedflow.samplers import draw_noise, sample_ode
+from guidedflow.samplers import draw_noise, sample_ode, start
 from guidedflow.times import uniform_grid
 from guidedflow.training.build import Setup
 from guidedflow.training.tasks.classifier import ACCURACY
@@ -42,7 +42,7 @@ def make_sampler(setup: Setup) -> Sampler:
         guided = setup.guided(params, options.scale)
         noise = draw_noise(key, (count, *setup.dataset.image_shape))
         noise = jax.lax.with_sharding_constraint(noise, shared)
-        noise *= setup.path.sigma(ts[0])  # its size where a path starts from more than 1
+        noise = start(setup.path, noise, ts)
         return sample_ode(guided, noise, ts, cond)[: len(asked)]
 
     return jax.jit(sample, out_shardings=NamedSharding(mesh, P()))
