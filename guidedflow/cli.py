@@ -21,6 +21,7 @@ COMMANDS = {
     "sample": "guidedflow.commands.sample",
     "evaluate": "guidedflow.commands.evaluate",
     "bench": "guidedflow.commands.bench",
+    "plan": "guidedflow.commands.plan",
 }
 
 CACHE_BYTES = 2 * 1024**3

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from guidedflow import config_files
 from guidedflow.cli import COMMANDS
-from guidedflow.commands import encode, evaluate, sample, train
+from guidedflow.commands import encode, evaluate, plan, sample, train
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCKS = [
@@ -44,6 +45,9 @@ def test_every_command_of_the_pages_takes_its_options(words):
     elif name in ("sample", "evaluate", "encode"):
         module = {"sample": sample, "evaluate": evaluate, "encode": encode}[name]
         assert module.parser().parse_args(options)
+    elif name == "plan":
+        given, fields = plan.parse(options)
+        assert plan.with_fields(config_files.load(given.config), fields)
 
 
 def test_there_are_commands_to_check():

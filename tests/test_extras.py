@@ -62,6 +62,7 @@ COMMANDS = {
     "sample": ["--workdir=run", "--out=grid.png"],
     "evaluate": ["--workdir=run"],
     "bench": ["--preset=DiT-S/2"],
+    "plan": ["--config=digits", "--topology=v5e:4x4"],
 }
 
 

@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "training": _CORE | _NETWORKS | _DRAWING | {"data"},
     "evaluation": _CORE | _NETWORKS | _DRAWING | {"data", "training"},
     "benchmark": _CORE | _NETWORKS | _DRAWING | {"data", "training"},
+    "plan": _CORE | _NETWORKS | _DRAWING | {"data", "training"},
 }
 HEAVY = {
     "flax", "optax", "orbax", "grain", "tensorflow_datasets", "tensorflow", "diffrax", "matplotlib",

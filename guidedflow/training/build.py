@@ -182,12 +182,15 @@ def _teacher(config: ConfigDict, task: Task, target: Target) -> Bundle | None:
     return load_bundle(Path(folder), target=target) if folder else None
 
 
-def build(config: ConfigDict, *, target: Target | None = None) -> Setup:
+def build(
+    config: ConfigDict, *, target: Target | None = None, dataset: data.Dataset | None = None
+) -> Setup:
     """Return everything a run is made of.
 
     Args:
       config: from a file or from `from_resolved`.
       target: the devices; by default what is attached.
+      dataset: in place of the configured one; the held-out one is then not opened either.
     Raises:
       ValueError: a field out of range, an unknown name (the message says the nearest), or parts
         that do not fit one another or the devices.
@@ -203,10 +206,11 @@ def build(config: ConfigDict, *, target: Target | None = None) -> Setup:
         )
     task = choose("task", config.task, TASKS)
     takes_scale = task.takes_scale(config)
-    dataset = load_dataset(config, config.dataset.split)
     held_out = None
-    if config.dataset.held_out:
-        held_out = load_dataset(config, config.dataset.held_out, dataset.class_names)
+    if dataset is None:
+        dataset = load_dataset(config, config.dataset.split)
+        if config.dataset.held_out:
+            held_out = load_dataset(config, config.dataset.held_out, dataset.class_names)
     if config.dataset.flip and dataset.decoder is not None:
         raise ValueError(
             "config.dataset.flip mirrors pixels, and these are latents; mirror the images when they "
