@@ -3,6 +3,7 @@ VENV = .venv
 PEERS = .venv-peers
 DOCS = .venv-docs
 DIST = .venv-dist
+PLAN = .venv-plan
 RUN = runs/digits
 JOBS = 2
 ARGS =
@@ -12,6 +13,7 @@ READY = $(VENV)/.installed
 PEERS_READY = $(PEERS)/.installed
 DOCS_READY = $(DOCS)/.installed
 DIST_READY = $(DIST)/.installed
+PLAN_READY = $(PLAN)/.installed
 GUIDEDFLOW = $(BIN)/guidedflow
 PIP = -m pip --disable-pip-version-check --quiet
 
@@ -40,6 +42,7 @@ help:
 	@echo "make without-kernels  the tests on a copy without the CPU kernels"
 	@echo "make lint         the linter and the type checker"
 	@echo "make test-peers   the tests, with what they compare against installed"
+	@echo "make plan-check   what DiT-XL/2 moves between TPUs, by their compiler; needs no TPU"
 	@echo "make torture      kill a run at 20 random moments and compare it with an unbroken one"
 	@echo "make faults       every way in which a rank may end its job; make test takes one"
 	@echo "make experiments  every script of experiments/, with its picture and figures"
@@ -86,6 +89,15 @@ $(PEERS_READY): requirements.lock pyproject.toml
 
 test-peers: $(PEERS_READY)
 	@$(PEERS)/bin/python -m pytest -n $(JOBS) --dist=loadfile --no-loadscope-reorder $(ARGS)
+
+$(PLAN_READY): requirements.lock pyproject.toml
+	@$(call environment,$(PLAN))
+	@$(PLAN)/bin/python $(PIP) install -c requirements.lock -e '.[train,tpu]'
+	@touch $@
+
+.PHONY: plan-check
+plan-check: $(PLAN_READY)
+	@$(PLAN)/bin/python tests/plan_check.py
 
 torture: $(READY)
 	@$(BIN)/python tests/torture.py $(ARGS)

@@ -13,7 +13,15 @@ from guidedflow.training import config_reference
 
 ROOT = Path(__file__).parents[1]
 # Pages of docs/ in this order; a page that is not named here comes after them.
-ORDER = ["tutorial.md", "gallery.md", "architecture.md", "data.md", "multihost.md", "benchmarks.md"]
+ORDER = [
+    "tutorial.md",
+    "gallery.md",
+    "architecture.md",
+    "data.md",
+    "multihost.md",
+    "pods.md",
+    "benchmarks.md",
+]
 CORE = ["paths", "predictions", "times", "losses", "guidance", "samplers", "distillation"]
 ROOTED = "{show_root_heading: true, show_root_full_path: false, show_root_toc_entry: true}"
 TYPES = ["Evaluation", "ModelFn", "Scale"]

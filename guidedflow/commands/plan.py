@@ -53,10 +53,15 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--config", required=True, help="a config by path or name")
     options.add_argument("--topology", required=True, help="chips and their slice, as v5e:4x4")
-    options.add_argument("--batch", type=integer(1), help="over all devices (default: the config's)")
+    options.add_argument(
+        "--batch", type=integer(1), help="over all devices (default: the config's)"
+    )
     options.add_argument("--strategy", help="over devices (default: the config's)")
     options.add_argument(
-        "--compare", type=words, default=[], help="further topologies or strategies, as v6e:4x4,data"
+        "--compare",
+        type=words,
+        default=[],
+        help="further topologies or strategies, as v6e:4x4,data",
     )
     options.add_argument("--image_shape", type=image_shape, help="of an example, as 64x64x3")
     options.add_argument("--classes", type=integer(1), help="of the data set")

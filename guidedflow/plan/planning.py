@@ -61,9 +61,7 @@ class Plan:
         return sum(kind["bytes"] for kind in self.moved.values())
 
 
-def plan(
-    config: ConfigDict, topology: str, dataset: Dataset, method: Method | None = None
-) -> Plan:
+def plan(config: ConfigDict, topology: str, dataset: Dataset, method: Method | None = None) -> Plan:
     """Compile a config's training step for a topology, or the sampling of one batch.
 
     Args:

@@ -35,7 +35,7 @@ def setup_for(config: ConfigDict, target: Target, dataset: Dataset) -> Setup:
       ValueError: as `build` has it.
     """
     if config.parallel.strategy in ("auto", "pmap"):
-        config = ConfigDict(config)
+        config = config.copy_and_resolve_references()
         config.parallel.strategy = "data"
     return build(config, target=target, dataset=dataset)
 

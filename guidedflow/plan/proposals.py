@@ -40,7 +40,7 @@ def changes(config: ConfigDict, devices: int) -> Iterator[Change]:
 
 def with_changes(config: ConfigDict, change: Change) -> ConfigDict:
     """Return a copy of a config with these fields changed."""
-    changed = ConfigDict(config.to_dict())
+    changed = config.copy_and_resolve_references()
     for name, value in change.items():
         section, _, field = name.rpartition(".")
         (changed[section] if section else changed)[field] = value
@@ -57,7 +57,9 @@ def that_fit(refused: Plan, config: ConfigDict, dataset: Dataset) -> tuple[str, 
     tried = 0
     for change in changes(config, devices):
         # A state that alone is larger than the memory needs no compiler.
-        hopeless = "parallel.strategy" not in change and refused.state > (refused.memory or math.inf)
+        hopeless = "parallel.strategy" not in change and refused.state > (
+            refused.memory or math.inf
+        )
         if hopeless or tried == _MOST:
             continue
         tried += 1

@@ -48,7 +48,7 @@ def _remarks(plans: Sequence[Plan]) -> list[str]:
             lines.append(f"{name}: the compiler refuses it, {plan.refusal}")
             fits = "; ".join(plan.fits)
             lines.append(f"{name}: " + (f"this fits: {fits}" if fits else "nothing tried fits"))
-        if plan.whole:
+        if plan.whole and plan.strategy in ("fsdp", "mesh"):
             lines.append(f"{name}: whole on every device: {_names(plan.whole)}")
         lines += [f"warning: {name}: {line}" for line in plan.warnings]
     bounded = [plan for plan in plans if plan.bound]

