@@ -77,7 +77,8 @@ def collectives(text: str, devices: int) -> list[Collective]:
       devices: that it runs on, for collectives that name no group.
     """
     bodies, entry = _computations(text)
-    found, seen = [], set()
+    found: list[Collective] = []
+    seen: set[str] = set()
     for name, times in _times(bodies, entry).items():
         for line in bodies[name]:
             one = _collective(line, name, times, devices)
@@ -95,15 +96,13 @@ def collectives(text: str, devices: int) -> list[Collective]:
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     """Return the lines of every computation by its name, and the name of the first to run."""
     bodies: dict[str, list[str]] = {}
-    entry, lines = "", None
+    entry, lines = "", list[str]()
     for line in text.splitlines():
         head = _COMPUTATION.match(line)
         if head:
             lines = bodies[head[1]] = []
             entry = head[1] if line.startswith("ENTRY") else entry
-        elif line.startswith("}"):
-            lines = None
-        elif lines is not None:
+        else:
             lines.append(line)
     return bodies, entry
 

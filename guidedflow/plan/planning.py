@@ -76,13 +76,14 @@ def plan(config: ConfigDict, topology: str, dataset: Dataset, method: Method | N
     target = target_of(topology)
     setup = program.setup_for(config, target, dataset)
     state = program.state_of(setup)
+    chip = CHIPS.get(topology.partition(":")[0])
     about = Plan(
         topology=topology,
         devices=target.count,
         strategy="data" if method else setup.config.parallel.strategy,
         batch=config.batch,
         work="sampling" if method else "training step",
-        memory=CHIPS[topology.split(":")[0]].memory if topology.split(":")[0] in CHIPS else 0.0,
+        memory=chip.memory if chip else 0.0,
     )
     try:
         if method is None:
@@ -94,10 +95,8 @@ def plan(config: ConfigDict, topology: str, dataset: Dataset, method: Method | N
     found = collectives(compiled.as_text(), target.count)
     needs = compiled.memory_analysis()
     traffic = needs.argument_size_in_bytes + needs.output_size_in_bytes
-    bound = {}
-    if topology.split(":")[0] in CHIPS:
-        chip, sent = CHIPS[topology.split(":")[0]], sum(one.sent for one in found)
-        bound = least_seconds(chip, operations / target.count, traffic, sent)
+    sent = sum(one.sent for one in found)
+    bound = least_seconds(chip, operations / target.count, traffic, sent) if chip else {}
     return dataclasses.replace(
         about,
         **_held(held, target.count),
@@ -156,9 +155,10 @@ def activations(found: Sequence[Collective], state: PyTree, devices: int) -> lis
     known = {size // part for size in sizes for part in parts if size % part == 0}
     lines: dict[tuple[str, str], list[int]] = {}
     for one in found:
-        strange = [s for s in one.shapes if math.prod(s) > SMALLEST_SHARDED]
-        if any(math.prod(shape) not in known for shape in strange):
-            shape = max(strange, key=math.prod)
+        large = [shape for shape in one.shapes if math.prod(shape) > SMALLEST_SHARDED]
+        strange = [shape for shape in large if math.prod(shape) not in known]
+        if strange:
+            shape = max(strange, key=lambda shape: math.prod(shape))
             place = one.layer or "a layer that the program does not name"
             key = (place, f"{one.kind} of {'×'.join(map(str, shape))}")
             count = lines.setdefault(key, [0, 0])
