@@ -10,6 +10,8 @@ class Capabilities:
 
     Attributes:
       output: "field", a value at every place of the image, or "logits", one a class.
+      takes: what it can be told: "label" (integers, b), "scalars" (numbers, b, that its field `scalars`
+        names), "tokens" (features b m d, with "mask"), "vector" (features b d), or another name.
       takes_scalars: whether it has a field `scalars`, names of numbers that it takes.
       transformer: whether it is a stack of equal blocks over patches, with fields `width`, `depth`,
         `heads`, `mlp_ratio` and `patch`.
@@ -20,6 +22,7 @@ class Capabilities:
     """
 
     output: str = "field"
+    takes: frozenset[str] = frozenset({"label"})
     takes_scalars: bool = False
     transformer: bool = False
     perturbed: bool = False

@@ -37,6 +37,7 @@ def run_stack(
     scan: bool,
     perturbed: tuple[int, ...],
     perturbation: str,
+    shared: tuple[Any, ...] = (),
 ) -> Any:
     """Run `depth` blocks one after another.
 
@@ -44,14 +45,15 @@ def run_stack(
     …; scanned, they are one tree `blocks` with a leading axis of blocks, and one block is compiled.
 
     Args:
-      make_block: (name, perturbation) -> a block; `block(x, c, active)` with `active` whether its
-        perturbation applies, None for always.
+      make_block: (name, perturbation) -> a block; `block(x, c, active, *shared)` with `active` whether
+        its perturbation applies, None for always.
       x: the tokens; None to have what every block returns without any, stacked on a first axis.
       c: the condition b d, or each block's own, depth b k.
       depth: number of blocks.
       scan: whether to scan.
       perturbed: indices of the blocks that are perturbed.
       perturbation: what is done to them.
+      shared: what every block is given besides.
     """
     own, collects = c.ndim == 3, x is None
     if not scan:
@@ -59,7 +61,7 @@ def run_stack(
         for index in range(depth):
             kind = perturbation if index in perturbed else "none"
             block = make_block(f"blocks_{index}", kind)
-            value = block(x, c[index] if own else c, None)
+            value = block(x, c[index] if own else c, None, *shared)
             if collects:
                 collected.append(value)
             else:
@@ -67,19 +69,19 @@ def run_stack(
         return jnp.stack(collected) if collects else x
     is_perturbed = jnp.array([index in perturbed for index in range(depth)])
 
-    def step(block: nn.Module, x: Any, c: Array, active: Array) -> tuple[Any, Any]:
-        value = block(x, c, active)
+    def step(block: nn.Module, x: Any, c: Array, active: Array, *shared: Any) -> tuple[Any, Any]:
+        value = block(x, c, active, *shared)
         return (None, value) if collects else (value, None)
 
     scanned = nn.scan(
         step,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0 if own else nn.broadcast, 0),
+        in_axes=(0 if own else nn.broadcast, 0, *(nn.broadcast for _ in shared)),
         length=depth,
     )
     block = make_block("blocks", perturbation if perturbed else "none")
-    return scanned(block, x, c, is_perturbed)[1 if collects else 0]
+    return scanned(block, x, c, is_perturbed, *shared)[1 if collects else 0]
 
 
 def rematerialized(block: type[nn.Module], policy: str, scan: bool) -> type[nn.Module]:
