@@ -6,6 +6,8 @@ from guidedflow.models.modulations import tabulated
 from guidedflow.models.presets import PRESETS, create, fields_of
 from guidedflow.models.text import TextEncoder
 from guidedflow.models.unet import UNet
+from guidedflow.models.unet_conditional import UNetConditional
+from guidedflow.models.uvit import UViT
 from guidedflow.nn.microbatching import in_groups
 from guidedflow.nn.stacking import stack_blocks, unstack_blocks
 
@@ -15,6 +17,8 @@ __all__ = [
     "DiT",
     "TextEncoder",
     "UNet",
+    "UNetConditional",
+    "UViT",
     "create",
     "fields_of",
     "in_groups",

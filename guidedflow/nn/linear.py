@@ -25,6 +25,7 @@ class Dense(nn.Module):
       dtype: of the product and of the result.
       operations: what computes it; by default XLA for what is attached.
       gelu: whether x passes through GELU, in its hyperbolic-tangent form, first.
+      use_bias: whether there is a bias; `gelu` needs one.
     """
 
     features: int
@@ -33,14 +34,18 @@ class Dense(nn.Module):
     dtype: Any = jnp.float32
     operations: Operations = dataclasses.field(default_factory=XLA)
     gelu: bool = False
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows k"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        operands = rows, kernel.astype(self.dtype), bias.astype(self.dtype)
-        y = self.operations.linear(*operands, self.gelu)
+        operands = rows, kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+            y = self.operations.linear(*operands, bias.astype(self.dtype), self.gelu)
+        else:
+            y = self.operations.matmul(*operands)
         return y.reshape(*x.shape[:-1], self.features)
 
 
