@@ -34,7 +34,7 @@ _SMALL = nn.initializers.truncated_normal(0.02)
 class Block(nn.Module):
     """x ← W[x, skip] where there is a skip; x ← x + attention(norm(x)); x ← x + mlp(norm(x)).
 
-    Bao et al. 2023, figure 1.
+    Bao et al. 2023.
 
     Attributes:
       heads: number of heads.

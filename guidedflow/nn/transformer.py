@@ -109,7 +109,7 @@ class Block(nn.Module):
     x ← x + gate₁·attention(modulate(normalize(x), shift₁, scale₁)), then the same with the MLP.
     Gates start at zero, so that a new block is the identity.  Peebles & Xie 2023, figure 3.
     With a context to cross to, x ← x + cross-attention(x, context) stands between the two, as in
-    Chen et al. 2023, section 2.3.
+    Chen et al. 2023, figure 4.
 
     Attributes: those of `Attention`, and `hidden`, the width inside the MLP.
     """
