@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from guidedflow import samplers
 from guidedflow.guidance import classifier as classifier_guidance
 from guidedflow.guidance import extrapolate
+from guidedflow.keys import fold_each
 from guidedflow.methods import GRIDS, GUIDANCE, SOLVERS, WEAKER, Method
 from guidedflow.paths import Path as NoisePath
 from guidedflow.training.trained import Trained, all_devices, load, load_classifier
@@ -76,7 +77,7 @@ def _start(
     key: PRNGKeyArray, indices: Int[Array, " b"], shape: tuple[int, ...], path: NoisePath
 ) -> tuple[PRNGKeyArray, Float[Array, "b h w c"]]:
     """Return each image's key and its noise, of the size that the path has at t = 0."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+    keys = fold_each(key, indices)
     noise = samplers.draw_noise(keys, (indices.shape[0], *shape))
     return keys, noise * path.sigma(jnp.float32(0))
 

@@ -12,16 +12,21 @@ import guidedflow
 ROOT = Path(guidedflow.__file__).parent
 
 # Each part may import the parts after its name, and itself; None is anything.
-CORE = {"types", "paths", "predictions", "times", "losses", "guidance", "samplers", "registry"}
+CORE = {
+    "types", "keys", "loops", "paths", "predictions", "times", "losses", "guidance", "samplers",
+    "registry",
+}  # fmt: skip
 MAY_IMPORT = {
     "types": set(),
+    "keys": set(),
+    "loops": set(),
     "registry": set(),
     "paths": {"types"},
     "predictions": {"types", "paths"},
-    "times": {"types", "paths"},
-    "losses": {"types", "paths", "predictions", "times"},
-    "guidance": {"types", "paths", "predictions", "times"},
-    "samplers": {"types", "paths", "predictions", "times"},
+    "times": {"types", "keys", "paths"},
+    "losses": {"types", "keys", "paths", "predictions", "times"},
+    "guidance": {"types", "loops", "paths", "predictions", "times"},
+    "samplers": {"types", "keys", "loops", "paths", "predictions", "times"},
     "models": {"types", "registry"},
     "data": {"registry"},
 }

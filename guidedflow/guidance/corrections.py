@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from guidedflow import predictions
+from guidedflow import loops, predictions
 from guidedflow.guidance.branches import Branches, vmapped
 from guidedflow.guidance.extrapolation import classifier_free
 from guidedflow.guidance.projections import optimized_scale
@@ -215,7 +215,7 @@ class ZeroInit:
             base, _ = jax.eval_shape(moving)
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), base), state
 
-        return jax.lax.cond(jnp.all(still), standing, moving)
+        return loops.cond(jnp.all(still), standing, moving)
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
         return self.evaluate(self.init(x), x, t, cond, t)[0].velocity

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from guidedflow import loops
 from guidedflow.guidance.branches import Branches, check_stateless, vmapped
 from guidedflow.types import (
     Cond,
@@ -89,7 +90,7 @@ def where_guided(
         return alone()
     if not callable(scale):
         return guided()
-    return jax.lax.cond(jnp.all(jnp.asarray(w) == 1), alone, guided)
+    return loops.cond(jnp.all(jnp.asarray(w) == 1), alone, guided)
 
 
 @pytree

@@ -1,9 +1,9 @@
 """Guidance away from the same network with chosen blocks disturbed: PAG, SLG, SEG."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from guidedflow import loops
 from guidedflow.guidance.branches import check_stateless
 from guidedflow.types import (
     Cond,
@@ -42,7 +42,7 @@ class Perturbed:
             return base._replace(velocity=base.velocity + push, renoise=base.renoise + push)
 
         if callable(self.scale):
-            return jax.lax.cond(jnp.all(s == 0), lambda: base, pushed), state
+            return loops.cond(jnp.all(s == 0), lambda: base, pushed), state
         return pushed(), state
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from guidedflow import loops
 from guidedflow.guidance.branches import Branches, check_stateless, vmapped
 from guidedflow.guidance.extrapolation import Affine, Rule, apply_rule, where_guided
 from guidedflow.types import (
@@ -86,7 +87,7 @@ class Reuse:
 
         def guided() -> tuple[Evaluation, PyTree]:
             due = (state.age >= self.every) | (state.taken <= self.order)
-            return jax.lax.cond(due, both, one)
+            return loops.cond(due, both, one)
 
         return where_guided(self.scale, w, guided, conditional_alone)
 

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from guidedflow import loops
+from guidedflow.keys import example_keys
 from guidedflow.times import GridLike, check_grid
 from guidedflow.types import (
     Cond,
@@ -24,7 +26,6 @@ from guidedflow.types import (
     check_batch,
     check_floating,
     evaluate,
-    example_keys,
     init_state,
     needs,
 )
@@ -170,7 +171,7 @@ def _run(static: _Static, arrays: list, noise: Array, ts: Array, cond: Cond, key
         return carry, carry[0] if static.trajectory else None
 
     states: Any
-    carry, states = jax.lax.scan(body, carry, scanned)
+    carry, states = loops.scan(body, carry, scanned)
     if static.last is not None:
         carry = advance(static.last, carry, jax.tree.map(lambda a: a[-1], times))
     if not static.trajectory:

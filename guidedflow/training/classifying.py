@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from guidedflow import data, models, paths, predictions
 from guidedflow.guidance.gradients import LogProb
+from guidedflow.keys import fold_each
 from guidedflow.training.flow import draw_time_and_noise
 from guidedflow.training.step import Batch, LossFn
 from guidedflow.training.velocity import Apply
@@ -73,7 +74,7 @@ def accuracies(
     The same noise at every time, example i drawing from fold_in(key, i).
     """
     image, label = batch["image"], batch["label"]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+    keys = fold_each(key, batch["index"])
     noise = jax.vmap(lambda k: jax.random.normal(k, image.shape[1:]))(keys)
 
     def right(time: Array) -> Float[Array, " b"]:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from guidedflow import data, losses, paths, predictions
+from guidedflow.keys import fold_each
 from guidedflow.training.named import WEIGHTINGS, make, time_draw
 from guidedflow.training.step import Batch, LossFn
 
@@ -28,7 +29,7 @@ def draw_time_and_noise(
     def draw_both(key_t: Array, key_noise: Array, batch: Batch) -> tuple[Array, Array]:
         image, index = batch["image"], batch["index"]
         t = draw(key_t, batch_size)[index]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, index)
+        keys = fold_each(key_noise, index)
         return t, jax.vmap(lambda k: jax.random.normal(k, image.shape[1:]))(keys)
 
     return draw_both
@@ -49,7 +50,7 @@ def flow_loss(
         key_t, key_noise, key_drop = jax.random.split(key, 3)
         image = batch["image"]
         t, noise = draw(key_t, key_noise, batch)
-        coins = jax.vmap(jax.random.fold_in, (None, 0))(key_drop, batch["index"])
+        coins = fold_each(key_drop, batch["index"])
         cond = losses.drop_condition(coins, batch["label"], null, config.drop_rate)
 
         def apply(x: Array, t: Array, cond: Any) -> Array:

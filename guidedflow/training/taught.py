@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from guidedflow import data, distillation, guidance, losses, paths, predictions
 from guidedflow.distillation import Student
+from guidedflow.keys import fold_each
 from guidedflow.methods import GUIDANCE
 from guidedflow.registry import choose
 from guidedflow.training.flow import draw_time_and_noise
@@ -121,7 +122,7 @@ def guidance_free_loss(
     def loss_fn(params: PyTree, batch: Batch, key: Array) -> Array:
         key_t, key_noise, key_drop, key_beta = jax.random.split(key, 4)
         t, noise = draw(key_t, key_noise, batch)
-        coins = jax.vmap(jax.random.fold_in, (None, 0))(key_drop, batch["index"])
+        coins = fold_each(key_drop, batch["index"])
         cond = losses.drop_condition(coins, batch["label"], null, config.drop_rate)
         low = config.guidance_free.low
         beta = distillation.draw_scale(key_beta, config.batch, low, 1.0)[batch["index"]]
