@@ -35,6 +35,7 @@ from guidedflow.types import (
     check_number,
     check_times,
     pytree,
+    wide,
 )
 
 Prediction = Callable[[Path, Time], tuple[Time, Time]]
@@ -118,7 +119,7 @@ def convert(
     if src is dst:
         return value
     p, q = conversion(path, t, src, dst)
-    return p * x + q * value
+    return p * wide(x) + q * wide(value)
 
 
 def convert_batch(

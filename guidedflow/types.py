@@ -111,6 +111,18 @@ def scale_at(scale: Scale, t: Array) -> Array | float:
     return scale(t) if callable(scale) else scale
 
 
+def wide(value: Array) -> Array:
+    """Return `value` in float32, or in its own dtype where that is wider."""
+    # Not by jnp.promote_types, which refuses under jax_numpy_dtype_promotion=strict.
+    return value if jnp.finfo(value.dtype).bits > 32 else value.astype(jnp.float32)
+
+
+def weight_at(scale: Scale, t: Array, like: Array) -> Array:
+    """Return the scale at time `t` as a weight on `like`, b *d, in float32 or wider."""
+    weight = jnp.asarray(scale_at(scale, t), wide(like).dtype)
+    return jnp.asarray(expand(weight, like))
+
+
 def expand(weight: Array | float, like: Array) -> Array | float:
     """Give a per-example weight `b` the trailing axes of `like`, `b *d`; numbers pass."""
     if jnp.ndim(weight) == 0:

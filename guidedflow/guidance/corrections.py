@@ -13,7 +13,7 @@ from guidedflow import loops, predictions
 from guidedflow.guidance.branches import Branches, vmapped
 from guidedflow.guidance.extrapolation import classifier_free
 from guidedflow.guidance.projections import optimized_scale
-from guidedflow.guidance.spaces import MARGIN, check_space, to_space, wide
+from guidedflow.guidance.spaces import MARGIN, check_space, to_space
 from guidedflow.paths import Path
 from guidedflow.types import (
     RENOISE,
@@ -27,6 +27,7 @@ from guidedflow.types import (
     init_state,
     needs,
     pytree,
+    wide,
 )
 
 
@@ -57,11 +58,11 @@ class Rescale:
         def one(velocity: Array, conditional: Array, x: Array, t: Array) -> Array:
             p, q = to_space(self.path, self.predicts, t)
             guided, strong = (p * wide(x) + q * wide(v) for v in (velocity, conditional))
-            floor = jnp.finfo(jnp.float32).tiny
+            floor = float(jnp.finfo(jnp.float32).tiny)
             ratio = jnp.sqrt((jnp.var(strong) + floor) / (jnp.var(guided) + floor))
             return velocity + self.phi * (ratio - 1) * guided / q
 
-        velocity = jax.vmap(one)(base.velocity, base.conditional, x, t)
+        velocity = jax.vmap(one)(wide(base.velocity), base.conditional, x, t)
         return _corrected(self.model, base, velocity), state
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
@@ -119,7 +120,7 @@ class DynamicThreshold:
             push = (jnp.clip(data, -limit, limit) / limit - data) / q
             return velocity + jnp.where(t > 1 - MARGIN, 0, push)
 
-        velocity = jax.vmap(one)(base.velocity, x, t)
+        velocity = jax.vmap(one)(wide(base.velocity), x, t)
         return _corrected(self.model, base, velocity), state
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:

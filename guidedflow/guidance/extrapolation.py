@@ -25,6 +25,7 @@ from guidedflow.types import (
     evaluate,
     pytree,
     scale_at,
+    wide,
 )
 
 
@@ -64,10 +65,11 @@ def apply_rule(
     t: Array,
     memory: PyTree,
 ) -> tuple[Evaluation, PyTree]:
-    """Join two branches, all `b *d`; scales () or (b,). Computed in x's dtype or wider."""
-    w = jnp.asarray(w, jnp.float32)
+    """Join two branches, all `b *d`; scales () or (b,). Computed in float32 or wider."""
+    c, u, x = wide(strong.velocity), wide(weak.velocity), wide(x)
+    w, t = jnp.asarray(w, x.dtype), t.astype(x.dtype)
     axes = (0, 0, 0 if w.ndim else None, 0, 0, 0)
-    velocity, memory = jax.vmap(rule, in_axes=axes)(strong.velocity, weak.velocity, w, x, t, memory)
+    velocity, memory = jax.vmap(rule, in_axes=axes)(c, u, w, x, t, memory)
     velocity = velocity.astype(strong.velocity.dtype)
     return strong._replace(velocity=velocity, renoise=velocity), memory
 

@@ -12,10 +12,10 @@ from guidedflow.types import (
     Scale,
     check_scale,
     evaluate,
-    expand,
     init_state,
     pytree,
-    scale_at,
+    weight_at,
+    wide,
 )
 
 
@@ -34,11 +34,11 @@ class Perturbed:
         self, state: PyTree, x: Array, t: Array, cond: Cond, at: Array
     ) -> tuple[Evaluation, PyTree]:
         base, state = evaluate(self.model, state, x, t, cond, at)
-        s = jnp.asarray(scale_at(self.scale, at), jnp.float32)
+        s = weight_at(self.scale, at, x)
 
         def pushed() -> Evaluation:
             weak = evaluate(self.disturbed, (), x, t, cond, at)[0].velocity
-            push = (expand(s, x) * (base.conditional - weak)).astype(base.velocity.dtype)
+            push = (s * (wide(base.conditional) - wide(weak))).astype(base.velocity.dtype)
             return base._replace(velocity=base.velocity + push, renoise=base.renoise + push)
 
         if callable(self.scale):

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from guidedflow import predictions
-from guidedflow.guidance.spaces import MARGIN, to_space, wide
+from guidedflow.guidance.spaces import MARGIN, to_space
 from guidedflow.paths import Path
-from guidedflow.types import check_number
+from guidedflow.types import check_number, wide
 
 
 def dot(a: Float[Array, "*d"], b: Float[Array, "*d"]) -> Float[Array, ""]:
@@ -175,6 +175,6 @@ class magnitude_aware:
         self, c: Array, u: Array, w: Array, x: Array, t: Array, memory: PyTree
     ) -> tuple[Array, PyTree]:
         difference = wide(c) - wide(u)
-        smallest = jnp.finfo(jnp.float32).tiny
+        smallest = float(jnp.finfo(jnp.float32).tiny)
         ratio = norm(difference) / jnp.maximum(norm(u), smallest)
         return u + (1 + (w - 1) * jnp.exp(-self.damping * ratio)) * difference, memory

@@ -32,7 +32,7 @@ class History(NamedTuple):
     @classmethod
     def empty(cls, x: Array, length: int) -> "History":
         """A history of nothing, with room for `length` evaluations like x."""
-        at = jnp.zeros((length,), jnp.result_type(float))
+        at = jnp.zeros((length,), x.dtype)
         return cls(jnp.zeros((length, *x.shape), x.dtype), at, jnp.zeros((), jnp.int32))
 
     def push(self, value: Array, at: Array) -> "History":
