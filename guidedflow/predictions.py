@@ -39,6 +39,7 @@ from guidedflow.types import (
     check_times,
     expand,
     pytree,
+    wide,
 )
 
 Prediction = Callable[[Path, Time], tuple[Time, Time]]
@@ -151,7 +152,7 @@ def convert(
     if src is dst:
         return value
     p, q = limits(path, t, src, dst)
-    return p * x + q * value
+    return p * wide(x) + q * wide(value)
 
 
 def convert_batch(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from guidedflow.keys import threefry
 from guidedflow.paths import DiscreteBeta, Path, log_snr
 from guidedflow.types import check_number, concrete
 
@@ -27,7 +28,7 @@ LAST = float(np.nextafter(np.float32(1), np.float32(0)))
 
 def draw_uniform(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
     """Draw t evenly in [0, 1)."""
-    return jax.random.uniform(key, (batch,))
+    return jax.random.uniform(threefry(key), (batch,))
 
 
 def draw_stratified(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
@@ -35,7 +36,7 @@ def draw_stratified(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
 
     t_i = (pi(i) + u_i) / batch.  Low-discrepancy times of Kingma et al. 2021, appendix I.1.
     """
-    order, inside = jax.random.split(key)
+    order, inside = jax.random.split(threefry(key))
     parts = jax.random.permutation(order, batch)
     t = (parts + jax.random.uniform(inside, (batch,))) / batch
     return jnp.minimum(t, LAST)
@@ -49,7 +50,8 @@ def draw_logit_normal(
     A larger mean gives more times near the data.
     """
     check_number("std", std, 0)
-    return jnp.minimum(jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch,))), LAST)
+    normal = jax.random.normal(threefry(key), (batch,))
+    return jnp.minimum(jax.nn.sigmoid(mean + std * normal), LAST)
 
 
 def draw_cosmap(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
@@ -57,7 +59,7 @@ def draw_cosmap(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
 
     t = tan(pi u / 2) / (1 + tan(pi u / 2)).  Esser et al. 2024, eq. 21, written in our time.
     """
-    u = jax.random.uniform(key, (batch,))
+    u = jax.random.uniform(threefry(key), (batch,))
     sine, cosine = jnp.sin(0.5 * jnp.pi * u), jnp.sin(0.5 * jnp.pi * (1 - u))
     return jnp.minimum(sine / (sine + cosine), LAST)
 
@@ -70,7 +72,7 @@ def draw_log_normal_sigma(
     log(sigma / alpha) = mean + std z.  Karras et al. 2022, table 1, "noise distribution".
     """
     check_number("std", std, 0)
-    ratio = jnp.exp(mean + std * jax.random.normal(key, (batch,)))
+    ratio = jnp.exp(mean + std * jax.random.normal(threefry(key), (batch,)))
     return jnp.minimum(time_of_ratio(path, ratio), LAST)
 
 
@@ -244,7 +246,7 @@ def log_snr_grid(steps: int, path: Path, low: float = 1e-3, high: float = 1 - 1e
     """
     _check_steps(steps)
     _check_interval(low, high)
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         ends = [float(log_snr(path, jnp.float32(t))) for t in (low, high)]
     if not np.all(np.isfinite(ends)):
         raise ValueError(f"log-SNR must be finite at low and high, got {ends}; move them inside")
@@ -327,7 +329,7 @@ SLACK = 1e-5
 
 def _reach(path: Path) -> tuple[float, float]:
     """Return the least and the largest sigma / alpha of the path: at t = 1 and at t = 0."""
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         ends = [(float(path.sigma(t)), float(path.alpha(t))) for t in (jnp.ones(()), jnp.zeros(()))]
     least, most = (sigma / alpha if alpha > 0 else np.inf for sigma, alpha in ends)
     return least, most
@@ -335,7 +337,7 @@ def _reach(path: Path) -> tuple[float, float]:
 
 def _grid_at(path: Path, ratios: np.ndarray) -> Grid:
     least, most = _reach(path)
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         times = np.asarray(time_of_ratio(path, jnp.asarray(ratios, jnp.float32)))
     times = np.where(ratios >= most * (1 - SLACK), 0.0, times)
     grid = np.append(times, 1.0).astype(np.float32)
