@@ -152,7 +152,9 @@ def convert(
     if src is dst:
         return value
     p, q = limits(path, t, src, dst)
-    return p * wide(x) + q * wide(value)
+    result = p * wide(x) + q * wide(value)
+    wider = x if jnp.finfo(x.dtype).bits > jnp.finfo(value.dtype).bits else value
+    return result.astype(wider.dtype)
 
 
 def convert_batch(
