@@ -13,10 +13,10 @@ ROOT = Path(guidedflow.__file__).parent
 
 # Each part may import the parts after its name, and itself; the others may import anything.
 CORE = {
-    "types", "keys", "loops", "paths", "predictions", "times", "losses", "distillation", "scales", "guidance",
-    "samplers", "adapters", "registry", "sizes", "target",
+    "types", "keys", "loops", "betas", "paths", "predictions", "times", "losses", "distillation",
+    "scales", "guidance", "samplers", "adapters", "registry", "sizes", "target",
 }  # fmt: skip
-_BASE = {"types", "keys", "loops", "registry", "sizes", "target", "files"}
+_BASE = {"types", "keys", "loops", "betas", "registry", "sizes", "target", "files"}
 _CORE = _BASE | {"paths", "predictions", "times", "losses", "distillation", "scales"}
 _CORE |= {"guidance", "samplers", "adapters"}
 _NETWORKS = {"conditions", "nn", "models"}
@@ -29,13 +29,14 @@ MAY_IMPORT = {
     "sizes": set(),
     "files": set(),
     "target": {"types", "registry"},
-    "paths": {"types"},
+    "betas": {"types"},
+    "paths": {"types", "betas"},
     "predictions": {"types", "paths"},
     "adapters": {"types", "paths", "predictions"},
     "times": {"types", "keys", "paths"},
     "losses": {"types", "keys", "paths", "predictions", "times"},
     "guidance": {"types", "loops", "paths", "predictions", "times"},
-    "samplers": {"types", "keys", "loops", "paths", "predictions", "times"},
+    "samplers": {"types", "keys", "loops", "betas", "paths", "predictions", "times"},
     "distillation": {"types", "keys", "paths", "losses"},
     "scales": {"types", "guidance", "distillation"},
     "conditions": {"types", "registry"},
