@@ -1,6 +1,8 @@
 # Everything runs in $(VENV), which the first target to need it makes from requirements.lock.
 VENV = .venv
 PEERS = .venv-peers
+DOCS = .venv-docs
+DIST = .venv-dist
 RUN = runs/digits
 JOBS = 2
 ARGS =
@@ -8,6 +10,8 @@ ARGS =
 BIN = $(VENV)/bin
 READY = $(VENV)/.installed
 PEERS_READY = $(PEERS)/.installed
+DOCS_READY = $(DOCS)/.installed
+DIST_READY = $(DIST)/.installed
 GUIDEDFLOW = $(BIN)/guidedflow
 PIP = -m pip --disable-pip-version-check --quiet
 
@@ -27,7 +31,7 @@ environment = \
 	  "$$found" -m venv --clear $(1); \
 	fi
 
-.PHONY: help demo test contracts lint test-peers torture experiments bench clean
+.PHONY: help demo test contracts lint test-peers torture experiments bench docs dist clean
 
 help:
 	@echo "make demo         train on digits, sample, judge: under 5 minutes on 2 cores"
@@ -38,6 +42,8 @@ help:
 	@echo "make torture      kill a run at 20 random moments and compare it with an unbroken one"
 	@echo "make experiments  every script of experiments/, with its picture and figures"
 	@echo "make bench        guided sampler steps a second on this machine"
+	@echo "make docs         the docs site in site/, its links checked"
+	@echo "make dist         wheel and sdist in dist/, installed into empty environments and tried"
 
 $(READY): requirements.lock pyproject.toml
 	@$(call environment,$(VENV))
@@ -85,5 +91,24 @@ experiments: $(READY)
 bench: $(READY)
 	@$(GUIDEDFLOW) bench --preset=DiT-S/2 $(ARGS)
 
+$(DOCS_READY): requirements.lock pyproject.toml
+	@$(call environment,$(DOCS))
+	@$(DOCS)/bin/python $(PIP) install -c requirements.lock -e '.[docs]'
+	@touch $@
+
+docs: $(DOCS_READY)
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+	@$(DOCS)/bin/python docs/check_site.py site
+
+$(DIST_READY):
+	@$(call environment,$(DIST))
+	@$(DIST)/bin/python $(PIP) install 'build>=1.3'
+	@touch $@
+
+dist: $(DIST_READY)
+	@rm -rf build dist
+	@$(DIST)/bin/python -m build --outdir dist . >/dev/null
+	@$(DIST)/bin/python tests/try_dist.py dist
+
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -29,7 +29,7 @@ from PIL import Image
 
 from guidedflow import data
 from guidedflow.cli import use_compilation_cache
-from guidedflow.commands.train import load_config
+from guidedflow.config_files import load as load_config
 from guidedflow.training import loop, metrics
 from guidedflow.training.batches import Numbered
 
@@ -161,7 +161,7 @@ def made_pictures(folder: Path, count: int = 2048, classes: int = 4) -> ConfigDi
         file = folder / "pictures" / str(index % classes) / f"{index:05d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8)).save(file)
-    config = load_config(ROOT / "configs" / "digits.py")
+    config = load_config("digits")
     config.dataset.name, config.dataset.image_size = f"folder:{folder / 'pictures'}", 32
     config.dataset.held_out, config.dataset.flip = "", True
     config.batch = 32

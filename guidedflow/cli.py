@@ -9,10 +9,12 @@ from pathlib import Path
 
 from guidedflow.commands.flags import has_gpu_plugin, use_flags
 from guidedflow.commands.memory import collect_seldom, keep_memory
+from guidedflow.extras import missing
 from guidedflow.registry import choose
 
 # Subcommand to its module, imported only when it is asked for.
 COMMANDS = {
+    "configs": "guidedflow.commands.configs",
     "prepare": "guidedflow.commands.prepare",
     "encode": "guidedflow.commands.encode",
     "train": "guidedflow.commands.train",
@@ -60,6 +62,9 @@ def explain(error: BaseException) -> str | None:
     # A disk that is full is said in this word too.
     if "RESOURCE_EXHAUSTED" in str(error) and not isinstance(error, OSError):
         return "out of device memory: take a smaller batch, config.accumulate, or fsdp"
+    absent = missing(error)
+    if absent is not None:
+        return absent
     # Exactly these two are raised here, by the adaptive solver; their subclasses are Python's and JAX's.
     ours = type(error) in (ImportError, RuntimeError)
     if ours or isinstance(error, ValueError | OSError | FloatingPointError):

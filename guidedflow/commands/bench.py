@@ -1,7 +1,6 @@
 """`guidedflow bench`: sampler steps a second, guided and not, as a table, JSON and plots."""
 
 import argparse
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from guidedflow import benchmark
+from guidedflow import benchmark, config_files
 from guidedflow.benchmark import peers, training
 from guidedflow.commands import Parser
 from guidedflow.files import replacing
@@ -30,7 +29,9 @@ def parser() -> Parser:
         allow_abbrev=False,
     )
     options.add_argument("--preset", help="a network by name, as DiT-S/2; needs no data")
-    options.add_argument("--config", help="or a config file, whose network and data set count")
+    options.add_argument(
+        "--config", help="or a config by path or name, whose network and data set count"
+    )
     options.add_argument("--batch", type=int, default=8, help="images (default 8)")
     options.add_argument("--batches", help="or several batches one after another, as 1,8,32")
     options.add_argument("--steps", type=int, default=50, help="solver steps (default 50)")
@@ -104,23 +105,7 @@ def network_of(options: argparse.Namespace) -> Any:
         return models.create(options.preset, **fields)
     from guidedflow.training.build import build
 
-    return build(config_in(Path(options.config))).network.clone(**fields)
-
-
-def config_in(file: Path) -> Any:
-    """Return what a config file's get_config() gives.
-
-    Raises:
-      ValueError: there is no such file, or it has no get_config.
-    """
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None or not file.is_file():
-        raise ValueError(f"there is no config file {file}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"{file} has no get_config()")
-    return module.get_config()
+    return build(config_files.load(options.config)).network.clone(**fields)
 
 
 def whole_numbers(option: str, text: str, between: str) -> list[int]:

@@ -1,6 +1,9 @@
 """guidedflow train: train what a config file describes, in a workdir.
 
-  guidedflow train --config=configs/digits.py --workdir=runs/digits [--config.x.y=value] [--resume]
+  guidedflow train --config=digits --workdir=runs/digits [--config.x.y=value] [--resume]
+
+--config takes the path of a config file, or the name of one that `guidedflow configs` lists. With --resume
+it may be left out: the run goes on with the config in its workdir.
 
 Several hosts: the same command on each, with --distributed where a cluster says who is who (SLURM,
 Open MPI, Cloud TPU, TPU nodes of GKE), or with --coordinator=host:port --process_count=N --process_index=I.
@@ -9,7 +12,6 @@ SIGTERM saves and ends the run with exit code 0, or with --stop_code=N where a s
 what failed.
 """
 
-import importlib.util
 import logging
 import os
 import sys
@@ -19,30 +21,13 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from guidedflow.config_files import load as load_config
 from guidedflow.training import config as configs
-from guidedflow.training import processes
+from guidedflow.training import config_reference, processes, workdir
 
 
-def load_config(file: Path) -> ConfigDict:
-    """Return what a config file's `get_config()` returns.
-
-    Raises:
-      ValueError: no such file, or it is not a config file.
-    """
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if not file.is_file() or spec is None or spec.loader is None:
-        raise ValueError(f"there is no config file {file}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config() if hasattr(module, "get_config") else None
-    if not isinstance(config, ConfigDict):
-        raise ValueError(f"{file} must have a get_config() that returns a ConfigDict")
-    return config
-
-
-def _flags(config: ConfigDict, arguments: list[str]) -> flags.FlagValues:
+def _run_flags() -> flags.FlagValues:
     values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_bool("resume", False, "go on from the newest checkpoint", flag_values=values)
     flags.DEFINE_integer(
@@ -53,6 +38,20 @@ def _flags(config: ConfigDict, arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_integer("process_count", None, "processes in all", flag_values=values)
     flags.DEFINE_integer("process_index", None, "this process, from 0", flag_values=values)
     return values
+
+
+def _config(files: list[str], line: list[str]) -> ConfigDict:
+    """Return the config that the command line names, or that of the run it goes on with."""
+    if files:
+        return load_config(files[0])
+    values = _run_flags()
+    try:
+        values(line, known_only=True)
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
+    if not (values.resume and values.workdir):
+        raise ValueError("--config is missing: guidedflow train --config=… --workdir=…")
+    return configs.from_resolved(workdir.read_config(Path(values.workdir)))
 
 
 def parse(arguments: list[str]) -> flags.FlagValues:
@@ -67,12 +66,11 @@ def parse(arguments: list[str]) -> flags.FlagValues:
         raise ValueError(f"{repeated[0]} is given more than once")
     files = [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
     rest = [argument for argument in arguments if not argument.startswith("--config=")]
-    if not files:
-        raise ValueError("--config is missing: guidedflow train --config=… --workdir=…")
-    config = load_config(Path(files[0]))
     line = ["guidedflow train", *rest]
+    config = _config(files, line)
+    values = _run_flags()
     try:
-        values = _flags(config, line)
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=line)
         unexpected = values(line)[1:]
     except (AttributeError, KeyError) as error:
         raise ValueError(f"unknown config field {error.args[0]}") from error
@@ -112,7 +110,7 @@ def main(arguments: list[str]) -> int:
     if arguments in (["--help"], ["-h"]):
         print(__doc__)
         print("The fields of a config, with their defaults:\n")
-        print(configs.defaults())
+        print(config_reference.as_text(config_reference.fields()))
         return 0
     values = parse(arguments)
     _say_failed_saves_once()

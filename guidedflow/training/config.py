@@ -40,98 +40,116 @@ def defaults() -> ConfigDict:
     """Return a config with every field, set for the digits."""
     return ConfigDict(
         {
-            "task": "flow",  # what is trained: a row of tasks.TASKS
-            "seed": 0,
-            "steps": 2000,
+            "task": "flow",  # what is trained: flow, classifier, distillation or guidance_free
+            "seed": 0,  # of the parameters, the batches and the noise
+            "steps": 2000,  # optimiser steps of the run
             "batch": 128,  # examples a step, over all devices and processes
             "accumulate": 1,  # micro-batches a step, one after another
-            "nonfinite": "stop",  # or "skip": leave the update out, count it, go on
-            "path": {
+            "nonfinite": "stop",  # at a loss that is not finite; or "skip": count it, leave the update out
+            "path": {  # from noise to data, x_t = alpha(t) data + sigma(t) noise
+                # linear, trigonometric, vp, ve, edm, ddpm_linear, ddpm_scaled_linear or ddpm_cosine
                 "name": "linear",
-                "beta_min": placeholder(float),
-                "beta_max": placeholder(float),
-                "sigma_min": placeholder(float),
-                "sigma_max": placeholder(float),
-                "rho": placeholder(float),
-                "steps": placeholder(int),
+                "beta_min": placeholder(float),  # of vp: beta where the noise begins
+                "beta_max": placeholder(float),  # of vp: beta where only noise is left
+                "sigma_min": placeholder(float),  # of ve: deviation of the noise at the data end
+                "sigma_max": placeholder(float),  # of ve and edm: deviation at the noise end
+                "rho": placeholder(float),  # of edm: sigma = sigma_max (1 - t)^rho
+                "steps": placeholder(int),  # of the ddpm tables: number of betas
             },
-            "predicts": "velocity",
+            "predicts": "velocity",  # what the network gives: velocity, score, noise, data or v
             "time": {  # how t is drawn
-                "name": "uniform",
-                "mean": placeholder(float),
-                "std": placeholder(float),
-                "factor": placeholder(float),
+                "name": "uniform",  # uniform, stratified, logit_normal, cosmap or shifted
+                "mean": placeholder(float),  # of logit_normal: mean of the logit of t
+                "std": placeholder(float),  # of logit_normal: its standard deviation
+                "factor": placeholder(float),  # of shifted: how much t moves towards the noise
             },
             "weighting": {  # of the loss over t
-                "name": "none",
-                "gamma": placeholder(float),
-                "soft": placeholder(bool),
-                "sigma_data": placeholder(float),
-                "bias": placeholder(float),
+                "name": "none",  # none, unit, min_snr, truncated_snr, edm or sigmoid
+                "gamma": placeholder(float),  # of min_snr: where the weight is cut
+                "soft": placeholder(bool),  # of min_snr: its smooth form
+                "sigma_data": placeholder(float),  # of edm: standard deviation of the data
+                "bias": placeholder(float),  # of sigmoid: a larger one weighs low noise more
             },
             "distillation": {  # of task "distillation"
                 "teacher": "",  # workdir of the run that is learnt from
-                "guidance": "classifier-free",  # how it is guided
-                "low": 0.0,  # scales that the student learns; 0 makes it unconditional too
-                "high": 5.0,
+                "guidance": "classifier-free",  # how the teacher is guided
+                "low": 0.0,  # least scale that the student learns; 0 makes it unconditional too
+                "high": 5.0,  # greatest scale that the student learns
             },
-            "guidance_free": {"low": 0.0},  # least beta = 1 / w of task "guidance_free"
-            "drop_rate": 0.1,  # of conditions, which trains the null branch
-            "dataset": {
-                "name": "digits",
-                "split": "train",
-                "held_out": "test",
-                "image_size": placeholder(int),
-                "flip": False,
-                "data_dir": "",
+            "guidance_free": {  # of task "guidance_free"
+                "low": 0.0,  # least beta = 1 / w
             },
-            "network": {
-                "preset": "digits",
+            "drop_rate": 0.1,  # share of conditions left out, which trains the null branch
+            "dataset": {  # where examples come from
+                "name": "digits",  # digits, a tensorflow-datasets name, folder:PATH or latents:PATH
+                "split": "train",  # part that is trained on
+                "held_out": "test",  # part that is only measured on; empty for none
+                "image_size": placeholder(int),  # side that pictures are scaled and cropped to
+                "flip": False,  # mirror half of the pictures at random
+                "data_dir": "",  # folder of prepared sets; empty for the user's cache
+            },
+            "network": {  # unset fields are as the preset has them
+                "preset": "digits",  # a network by name, as DiT-B/2
                 "dtype": "auto",  # of compute: bfloat16 on accelerators, float32 on CPU
-                "patch": placeholder(int),
-                "width": placeholder(int),
-                "depth": placeholder(int),
-                "heads": placeholder(int),
-                "mlp_ratio": placeholder(float),
-                "time_scale": placeholder(float),
-                "double_channels": placeholder(bool),
-                "attention": placeholder(str),
+                "patch": placeholder(int),  # side of the squares that become tokens
+                "width": placeholder(int),  # channels of a token
+                "depth": placeholder(int),  # number of blocks
+                "heads": placeholder(int),  # of attention
+                "mlp_ratio": placeholder(float),  # hidden channels of a block's MLP over its width
+                "time_scale": placeholder(float),  # factor of t before its sinusoidal embedding
+                "double_channels": placeholder(bool),  # for a learned variance
+                "attention": placeholder(str),  # auto, xla, cudnn or cpu
                 "kernels": placeholder(str),  # "native": float32 by kernels compiled for this CPU
-                "scan_layers": placeholder(bool),
-                "remat": placeholder(str),
+                "scan_layers": placeholder(bool),  # compile one block and loop over all of them
+                "remat": placeholder(str),  # what the backward pass computes again to save memory
             },
-            "optimizer": {
-                "name": "adamw",
-                "learning_rate": 1e-3,
+            "optimizer": {  # and its learning rate over the steps
+                "name": "adamw",  # adamw or lion
+                "learning_rate": 1e-3,  # at its peak
                 "warm_up": 200,  # steps of linear growth from 0
                 "schedule": "cosine",  # to `final` × learning_rate at the last step; or "constant"
-                "final": 0.01,
-                "b1": 0.9,
-                "b2": 0.999,
+                "final": 0.01,  # share of learning_rate that "cosine" ends at
+                "b1": 0.9,  # decay of the mean of gradients
+                "b2": 0.999,  # decay of the mean of their squares
                 "weight_decay": 0.0,  # of matrices, not of biases
                 "clip": 1.0,  # global norm of the gradient; 0 for none
             },
-            "ema": {"decay": 0.999, "warm_up": True},
-            "parallel": {
-                "strategy": "auto",  # pmap | data | fsdp | mesh; auto: pmap on several devices
-                "data": 0,  # sizes of the mesh, for "mesh"; 0 fits the devices
-                "fsdp": 1,
+            "ema": {  # averaged parameters, which `sample` takes
+                "decay": 0.999,  # share of the average that stays at each step
+                "warm_up": True,  # a smaller decay in the first steps
             },
-            "input": {"depth": 3, "threads": 1, "processes": 0},
-            "log": {
-                "every": 50,
-                "tensorboard": True,
-                "wandb": "",  # a project's name
+            "parallel": {  # over devices
+                "strategy": "auto",  # pmap, data, fsdp or mesh; auto: pmap on several devices
+                "data": 0,  # of the mesh: copies of the parameters; 0 fits the devices
+                "fsdp": 1,  # of the mesh: devices that share one copy
+            },
+            "input": {  # reading of batches
+                "depth": 3,  # batches ready ahead of the step
+                "threads": 1,  # that read
+                "processes": 0,  # that read in place of threads; 0 for none
+            },
+            "log": {  # what is written beside checkpoints
+                "every": 50,  # steps between lines
+                "tensorboard": True,  # also to WORKDIR/tensorboard
+                "wandb": "",  # a Weights & Biases project; empty for none
                 "profile": (0, 0),  # first step and number of steps of a profiler trace
             },
-            "checkpoint": {"every": 500, "keep_last": 3, "keep_every": 0, "keep_best": 0},
-            "held_out": {"every": 500, "batches": 2},  # loss on held-out data; 0 for never
-            "sample": {
+            "checkpoint": {  # which states of the run are kept
+                "every": 500,  # steps between checkpoints
+                "keep_last": 3,  # newest ones that stay
+                "keep_every": 0,  # steps whose multiples stay for good; 0 for none
+                "keep_best": 0,  # best ones by held-out loss that stay
+            },
+            "held_out": {  # the loss on held-out data
+                "every": 500,  # steps between measurements; 0 for never
+                "batches": 2,  # of each measurement
+            },
+            "sample": {  # grids drawn while training
                 "every": 500,  # steps between grids; 0 for never
                 "rows": 4,  # images a class
-                "classes": 10,
-                "scale": 2.0,
-                "steps": 16,
+                "classes": 10,  # drawn, from the first
+                "scale": 2.0,  # guidance scale
+                "steps": 16,  # of the solver
             },
         }
     )

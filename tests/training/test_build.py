@@ -125,6 +125,7 @@ SHAPES = {
     "digits": ((8, 8, 1), 10),
     "mnist": ((28, 28, 1), 10),
     "cifar10": ((32, 32, 3), 10),
+    "folder:pictures": ((32, 32, 3), 3),
     "imagenet_resized/64x64": ((64, 64, 3), 1000),
     "latents:data/digits": ((4, 4, 4), 10),
     "latents:data/imagenet256": ((32, 32, 4), 1000),
