@@ -31,12 +31,13 @@ environment = \
 	  "$$found" -m venv --clear $(1); \
 	fi
 
-.PHONY: help demo test contracts lint test-peers torture experiments bench docs dist clean
+.PHONY: help demo test contracts without-kernels lint test-peers torture experiments bench docs dist clean
 
 help:
 	@echo "make demo         train on digits, sample, judge: under 5 minutes on 2 cores"
 	@echo "make test         the tests; ARGS='-k guidance' chooses, JOBS=4 takes more processes"
 	@echo "make contracts    every sampler with every guidance; make test takes a third of the pairs"
+	@echo "make without-kernels  the tests on a copy without the CPU kernels"
 	@echo "make lint         the linter and the type checker"
 	@echo "make test-peers   the tests, with what they compare against installed"
 	@echo "make torture      kill a run at 20 random moments and compare it with an unbroken one"
@@ -64,6 +65,12 @@ test: $(READY)
 
 contracts: $(READY)
 	@ALL_PAIRS=1 $(BIN)/python -m pytest -n $(JOBS) tests/test_contracts.py $(ARGS)
+
+without-kernels: $(READY)
+	@rm -rf build/without-kernels && mkdir -p build/without-kernels
+	@$(BIN)/python tests/test_without_kernels.py build/without-kernels
+	@cd build/without-kernels && PYTHONPATH=$$PWD $(CURDIR)/$(BIN)/python -m pytest -n $(JOBS) \
+	  --dist=loadfile --no-loadscope-reorder --ignore=tests/test_without_kernels.py $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -5,9 +5,10 @@ from guidedflow.data.latent_files import write_latents
 from guidedflow.data.latents import LatentDecoder
 from guidedflow.data.pipeline import Batches, pipeline, random_flip
 from guidedflow.data.prefetch import Prefetch, prefetch
-from guidedflow.data.sources import default_data_dir, load, prepare
+from guidedflow.data.sources import SOURCES, default_data_dir, load, prepare
 
 __all__ = [
+    "SOURCES",
     "Batch",
     "Batches",
     "Dataset",

@@ -6,6 +6,7 @@ import io
 import os
 import re
 from pathlib import Path
+from typing import Any, Protocol
 
 from guidedflow.data import tfds as prepared
 from guidedflow.data.dataset import Dataset
@@ -14,8 +15,6 @@ from guidedflow.data.folder import open_folder
 from guidedflow.data.images import size_of
 from guidedflow.data.latents import open_latents
 from guidedflow.registry import choose, nearest
-
-_KINDS = ("tfds", "folder", "latents")
 
 
 def default_data_dir() -> Path:
@@ -58,27 +57,63 @@ def load(
         command that prepares it), or files that cannot be read (with the file).
     """
     kind, _, rest = spec.partition(":")
-    if kind == "folder":
-        return open_folder(rest, split=split, image_size=image_size, cache_bytes=cache_bytes)
-    if kind == "latents":
-        dataset = open_latents(rest, split=split, cache_bytes=cache_bytes)
-        if image_size is not None and size_of(image_size) != dataset.image_shape[:2]:
-            raise ValueError(
-                f"latents in {rest} are {dataset.image_shape[:2]}, not {size_of(image_size)}; "
-                "they cannot be resized"
-            )
-        return dataset
-    name = rest if kind == "tfds" else spec
-    roots = _roots(data_dir)
-    folder = prepare_digits(roots[0]) if name == "digits" else _find(name, roots)
-    return prepared.open_prepared(
-        folder, name=name, split=split, image_size=image_size, cache_bytes=cache_bytes
+    # Without a kind before it, it is the name of a prepared set.
+    open_source, rest = (SOURCES[kind], rest) if kind in SOURCES else (_open_tfds, spec)
+    return open_source(
+        rest, split=split, image_size=image_size, data_dir=data_dir, cache_bytes=cache_bytes
     )
+
+
+class Source(Protocol):
+    """Opens a data set by what follows the kind in its string; arguments as of `load`."""
+
+    def __call__(
+        self,
+        rest: str,
+        *,
+        split: str,
+        image_size: int | tuple[int, int] | None,
+        data_dir: str | os.PathLike | None,
+        cache_bytes: int,
+    ) -> Dataset: ...
+
+
+def _open_folder(rest: str, *, data_dir: Any, **options: Any) -> Dataset:
+    return open_folder(rest, **options)
+
+
+def _open_latents(
+    rest: str, *, split: str, image_size: Any, data_dir: Any, cache_bytes: int
+) -> Dataset:
+    dataset = open_latents(rest, split=split, cache_bytes=cache_bytes)
+    if image_size is not None and size_of(image_size) != dataset.image_shape[:2]:
+        raise ValueError(
+            f"latents in {rest} are {dataset.image_shape[:2]}, not {size_of(image_size)}; "
+            "they cannot be resized"
+        )
+    return dataset
+
+
+def _open_digits(rest: str, *, data_dir: Any, **options: Any) -> Dataset:
+    return prepared.open_prepared(prepare_digits(_roots(data_dir)[0]), name="digits", **options)
+
+
+def _open_tfds(rest: str, *, data_dir: Any, **options: Any) -> Dataset:
+    return prepared.open_prepared(_find(rest, _roots(data_dir)), name=rest, **options)
+
+
+SOURCES: dict[str, Source] = {
+    "digits": _open_digits,
+    "folder": _open_folder,
+    "latents": _open_latents,
+    "tfds": _open_tfds,
+}
+"""What stands before the colon of a data set's string, to what opens it."""
 
 
 def _find(name: str, roots: list[Path]) -> Path:
     if re.match(r"[a-z]+:(?!\d)", name):
-        choose("kind of data set", name.partition(":")[0], dict.fromkeys(_KINDS))
+        choose("kind of data set", name.partition(":")[0], SOURCES)
     found = prepared.find_prepared(name, roots)
     if found is None:
         _check_known(name)

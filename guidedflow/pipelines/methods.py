@@ -56,7 +56,7 @@ RUNGE_KUTTA: Mapping[str, tuple[samplers.scan.Solver, int]] = {
     "rk4": (samplers.rk4, 4),
 }
 """One-step solvers of the ODE, each with its evaluations a step."""
-SOLVERS: Mapping[str, Solve] = {
+SOLVERS: dict[str, Solve] = {
     **{name: _ode(step) for name, (step, _) in RUNGE_KUTTA.items()},
     "ab2": _ode(samplers.adams_bashforth(2)),
     "ab3": _ode(samplers.adams_bashforth(3)),
@@ -82,14 +82,14 @@ SOLVERS: Mapping[str, Solve] = {
 }
 ON_GRID = frozenset(SOLVERS) - {"midpoint", "rk4", "ab4", "edm-churn", "ddpm-learned", "adaptive"}
 """Solvers that evaluate a model at the grid's own times alone."""
-GRIDS: Mapping[str, Callable[[int, Path], times.Grid]] = {
+GRIDS: dict[str, Callable[[int, Path], times.Grid]] = {
     "uniform": lambda steps, path: times.uniform_grid(steps),
     "shifted": lambda steps, path: times.shifted_grid(steps),
     "quadratic": lambda steps, path: times.quadratic_grid(steps),
     "karras": times.karras_grid,
     "log-snr": times.log_snr_grid,
 }
-GUIDANCE: Mapping[str, Guide] = {
+GUIDANCE: dict[str, Guide] = {
     "classifier-free": lambda model, null, scale, path: classifier_free(model, null, scale),
     "apg": lambda model, null, scale, path: classifier_free(
         model, null, scale, rule=guidance.projected(path)

@@ -1,13 +1,11 @@
 """What can be trained, by name: one task a file."""
 
-from collections.abc import Mapping
-
 from guidedflow.training.tasks import classifier, distillation, flow, guidance_free
 from guidedflow.training.tasks.task import Parts, Task
 
 __all__ = ["TASKS", "Parts", "Task"]
 
-TASKS: Mapping[str, Task] = {
+TASKS: dict[str, Task] = {
     "flow": flow.TASK,
     "classifier": classifier.TASK,
     "distillation": distillation.TASK,
