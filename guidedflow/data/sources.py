@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, Protocol
 
+from guidedflow.data import shares
 from guidedflow.data import tfds as prepared
 from guidedflow.data.dataset import Dataset
 from guidedflow.data.digits import prepare_digits
@@ -47,7 +48,7 @@ def load(
       spec: "digits" (prepared on first use), the name of a prepared tensorflow-datasets set with
         or without "tfds:" before it ("cifar10", "tfds:imagenet_resized/64x64"), "folder:PATH" for
         pictures in class subfolders, "latents:PATH" for what `write_latents` wrote.
-      split: "train", "test", ... as the set has them; for stock sets also "train[:90%]".
+      split: "train", "test", ... as the set has them; also a share, "train[:90%]".
       image_size: side or (height, width): resized to cover it, then cropped at the centre; None
         keeps a fixed stored size.
       data_dir: where prepared sets lie; `default_data_dir()` and ~/tensorflow_datasets otherwise.
