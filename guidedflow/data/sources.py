@@ -95,6 +95,16 @@ def _open_latents(
     return dataset
 
 
+def _with_shares(open_source: Source) -> Source:
+    """Return the same, which also opens shares of its splits; prepared sets cut theirs themselves."""
+
+    def opened(rest: str, *, split: str, **options: Any) -> Dataset:
+        name, part = shares.parse(split)
+        return shares.share(open_source(rest, split=name, **options), split, part)
+
+    return opened
+
+
 def _open_digits(rest: str, *, data_dir: Any, **options: Any) -> Dataset:
     return prepared.open_prepared(prepare_digits(_roots(data_dir)[0]), name="digits", **options)
 
@@ -105,8 +115,8 @@ def _open_tfds(rest: str, *, data_dir: Any, **options: Any) -> Dataset:
 
 SOURCES: dict[str, Source] = {
     "digits": _open_digits,
-    "folder": _open_folder,
-    "latents": _open_latents,
+    "folder": _with_shares(_open_folder),
+    "latents": _with_shares(_open_latents),
     "tfds": _open_tfds,
 }
 """What stands before the colon of a data set's string, to what opens it."""
