@@ -119,9 +119,6 @@ def test_a_run_older_than_the_field_keeps_the_end_that_it_had(run, pictures):
     raw = workdir.read_config(run)
     del raw["optimizer"]["decay_steps"]
     workdir.write_config(run, raw)
-    for step in steps_in(workdir.checkpoints(run)):
-        folder = path_of(workdir.checkpoints(run), step)
-        shutil.rmtree(folder) if step < STEPS else None
     assert resume(run, f"--config.steps={STEPS + 1}") == 0
     assert rates(run)[-1] == pytest.approx(0.01 * 1e-3)
     name = f"--config.dataset.name=folder:{pictures}"
@@ -168,11 +165,12 @@ def test_what_cannot_be_meant_is_one_line_and_changes_nothing(run, capsys, optio
 
 
 def test_a_run_begins_with_the_parameters_of_another(origin, pictures, tmp_path, capsys):
-    """A rate of 0 leaves them as they were taken; the patch embedding of another size is fresh."""
+    """A rate of 0 leaves them as they were taken, and the average all but; other shapes are fresh."""
     run = tmp_path / "next"
     name = f"--config.dataset.name=folder:{pictures}"
     given = ["--config=folder", name, *QUIET, "--config.steps=1", "--config.network.patch=2"]
-    still = ["--config.optimizer.learning_rate=0.0", f"--init_from={origin}", f"--workdir={run}"]
+    still = ["--config.optimizer.learning_rate=0.0", "--config.ema.decay=0.99999"]
+    still += ["--config.ema.warm_up=False", f"--init_from={origin}", f"--workdir={run}"]
     assert cli.main(["train", *given, *still]) == 0
     out = capsys.readouterr().out
     assert "of another shape, fresh: 3: " in out
@@ -182,7 +180,7 @@ def test_a_run_begins_with_the_parameters_of_another(origin, pictures, tmp_path,
         fits = [name for name in here if here[name].shape == there[name].shape]
         assert len(fits) == len(here) - 3
         for name in fits:
-            np.testing.assert_allclose(here[name], there[name], rtol=1e-6, err_msg=name)
+            np.testing.assert_allclose(here[name], there[name], rtol=1e-4, atol=1e-6, err_msg=name)
     (line,) = (run / "history.jsonl").read_text().splitlines()
     assert json.loads(line)["new"] == str(origin)
 
@@ -203,7 +201,7 @@ def test_a_run_of_which_nothing_fits_is_refused_and_leaves_nothing(
 UNET = [
     "--config.dataset.image_size=8",
     "--config.network.preset=UNet-S",
-    "--config.network.width=6",
+    "--config.network.width=8",
     "--config.network.multipliers=1,2",
     "--config.network.blocks=1",
     "--config.network.attend=()",

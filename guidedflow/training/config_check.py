@@ -1,6 +1,7 @@
 """What a parsed config must satisfy: ranges, choices, and fields that its network has."""
 
 import math
+import types
 import typing
 from typing import Any
 
@@ -77,11 +78,12 @@ def _check_network_field(preset: str, name: str) -> None:
 
 
 def _plain_type(annotation: Any) -> type:
-    """Return int of `int` and of `int | None`, tuple of `tuple[int, ...]`."""
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return annotation
-    origin = typing.get_origin(annotation)
-    return origin if isinstance(origin, type) else _plain_type(typing.get_args(annotation)[0])
+    """Return int of `int` and of `int | None`, tuple of `tuple[int, ...]`; object of what is neither."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return _plain_type(parts[0])
+    known = origin or annotation
+    return known if isinstance(known, type) and known is not Any else object
 
 
 def _check_network(values: dict[str, Any], preset: str) -> None:

@@ -59,7 +59,7 @@ def match(there: Leaves, here: Leaves, renames: Mapping[str, str]) -> Match:
     renamed = {_renamed(name, renames): name for name in there}
     for old in renames:
         if not any(_below(name, old) for name in there):
-            parts = sorted({name[: len(name.rpartition("/")[0])] for name in there} | {*there})
+            parts = sorted({above for name in there for above in _paths(name)})
             raise ValueError(
                 f"--rename: the other run has no parameter {old!r}{nearest(old, parts)}"
             )
@@ -87,6 +87,12 @@ def match(there: Leaves, here: Leaves, renames: Mapping[str, str]) -> Match:
 
 def _below(name: str, path: str) -> bool:
     return name == path or name.startswith(f"{path}/")
+
+
+def _paths(name: str) -> list[str]:
+    """Return "a", "a/b" and "a/b/c" of "a/b/c"."""
+    parts = name.split("/")
+    return ["/".join(parts[: index + 1]) for index in range(len(parts))]
 
 
 def _renamed(name: str, renames: Mapping[str, str]) -> str:

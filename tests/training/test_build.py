@@ -201,11 +201,19 @@ def test_what_follows_from_the_length_of_a_run_is_settled_once(tiny):
     assert tiny.optimizer.decay_steps is None
 
 
+def test_a_checkpoint_of_before_has_the_end_that_its_run_had():
+    before = {"optimizer.schedule": "cosine", "seed": 0}
+    assert configs.completed(before, {"steps": 7}) == {**before, "optimizer.decay_steps": 7}
+    after = {**before, "optimizer.decay_steps": 5}
+    assert configs.completed(after, {"steps": 7}) == after
+    assert configs.from_resolved({"steps": 7}).optimizer.decay_steps == 7
+
+
 def test_a_network_has_its_own_fields(tiny):
     """Those of a U-Net stand nowhere in the defaults; unset and set ones make different runs."""
     tiny.network.preset = "UNet-S"
     unset = configs.identity(tiny)
-    tiny.network.width, tiny.network.blocks = 6, 1
+    tiny.network.width, tiny.network.blocks = 8, 1
     tiny.network.multipliers, tiny.network.attend = [1, 2], ()
     network = build(tiny).network
     assert (network.multipliers, network.blocks, network.size) == ((1, 2), 1, (8, 8))
