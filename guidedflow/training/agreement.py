@@ -1,27 +1,35 @@
 """Whether a checkpoint is of this run and of this model, and what differs where it is not."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 
-def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_identity(
+    path: Path,
+    found: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    override: Collection[str] = (),
+) -> None:
     """Refuse a checkpoint of another run, naming the first field that differs.
 
     A field that the checkpoint does not have was added to the program after it was written.
 
+    Args:
+      override: fields that may differ.
     Raises:
       ValueError: a field differs.
     """
     for name in sorted(found):
         ours, theirs = wanted.get(name), found.get(name)
-        if ours != theirs:
+        if name not in override and ours != theirs:
             if isinstance(ours, list) and isinstance(theirs, list):
                 # A thousand class names tell less than the first that only one side has.
                 ours, theirs = _missing(ours, theirs) or ours, _missing(theirs, ours) or theirs
             raise ValueError(
                 f"{path} belongs to a run with {name}={_brief(theirs)}, this one has "
-                f"{name}={_brief(ours)}; take that value or another workdir"
+                f"{name}={_brief(ours)}; take that value or another workdir, or change it on "
+                f"purpose with --override={name}"
             )
 
 

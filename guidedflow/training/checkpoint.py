@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from guidedflow.training import integrity, processes
 from guidedflow.training.agreement import check_identity, check_structure
+from guidedflow.training.config import completed
 from guidedflow.training.state import TrainState, fingerprint, structure
 
 FORMAT = 1
@@ -108,6 +109,7 @@ def read_record(path: Path) -> Record:
             f"up to {FORMAT}); upgrade guidedflow"
         )
     raw["leaves"] = {name: tuple(value) for name, value in raw["leaves"].items()}
+    raw["identity"] = completed(raw["identity"], raw["config"])
     return Record(**raw)
 
 
@@ -149,6 +151,7 @@ def restore(
     abstract: TrainState,
     identity: Mapping[str, Any] | None = None,
     *,
+    override: Collection[str] = (),
     only: str | None = None,
     repair: bool = False,
     say: Callable[[str], None] = logger.warning,
@@ -162,6 +165,7 @@ def restore(
       folder: the run's `checkpoints` folder.
       abstract: shapes, dtypes and shardings wanted; these may differ from those saved with.
       identity: what must match; None accepts any run of the same structure.
+      override: fields of `identity` that may differ.
       only: read this field of the state alone (`"ema"` for sampling); the others stay placeholders.
       repair: rename damaged checkpoints; only for the run that owns the folder.
       say: gets one line for every damaged checkpoint.
@@ -174,7 +178,7 @@ def restore(
         try:
             record = _verified(path)
             if identity is not None:
-                check_identity(path, record.identity, identity)
+                check_identity(path, record.identity, identity, override)
             found = {name: shape for name, (shape, _) in record.leaves.items()}
             check_structure(path, found, structure(abstract))
             return _load(path, record, abstract, only), record
