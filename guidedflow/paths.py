@@ -31,7 +31,7 @@ from guidedflow.betas import (
     scaled_linear_betas,
     zero_snr,
 )
-from guidedflow.types import check_floating, check_number, check_times
+from guidedflow.types import check_floating, check_number, check_times, wide
 
 __all__ = [
     "EDM",
@@ -272,8 +272,7 @@ def log_snr(path: Path, t: Time) -> Time:
 
     Computed in float32 or wider: a small sigma is 0 in narrower types.
     """
-    t = jnp.asarray(t)
-    t = t.astype(jnp.promote_types(t.dtype, jnp.float32))
+    t = wide(jnp.asarray(t))
     return 2 * (jnp.log(path.alpha(t)) - jnp.log(path.sigma(t)))
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Int
 
 from guidedflow.data.dataset import Dataset, Indices, Source
 from guidedflow.data.draws import permutation
@@ -37,9 +37,7 @@ class _Part:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def gather(
-        self, indices: Indices
-    ) -> tuple[Shaped[np.ndarray, "n h w k"], Int[np.ndarray, "n"]]:
+    def gather(self, indices: Indices) -> dict[str, np.ndarray]:
         return self.whole.gather(self.chosen[indices])
 
 
