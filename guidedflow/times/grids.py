@@ -4,13 +4,14 @@ Samplers also take a list or a tuple of numbers.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from guidedflow.paths import DiscreteBeta, Path, log_snr
+from guidedflow.paths import TINY, DiscreteBeta, Path, log_snr
 from guidedflow.times.draws import shift, time_of_ratio
 from guidedflow.types import check_number, concrete
 

@@ -225,7 +225,7 @@ def test_a_network_has_its_own_fields(tiny):
 
 @pytest.mark.parametrize("preset", ["DiT-B/2", "UNet-S"])
 def test_a_preset_takes_the_size_of_the_data(tiny, preset):
-    tiny.network.preset = preset
+    tiny.network.preset, tiny.network.double_channels = preset, False
     network = registries.network_for(tiny, (24, 16, 1), Labels(3), (), "cpu")
     shapes = jax.eval_shape(
         network.init,
