@@ -20,6 +20,7 @@ from guidedflow import samplers
 from guidedflow.bundle import Bundle
 from guidedflow.guidance import classifier as classifier_guidance
 from guidedflow.guidance import extrapolate
+from guidedflow.keys import fold_each
 from guidedflow.paths import Path
 from guidedflow.pipelines.methods import GRIDS, GUIDANCE, SOLVERS, WEAKER, Method
 from guidedflow.target import Target, attached
@@ -95,7 +96,7 @@ def _start(
     path: Path,
 ) -> tuple[PRNGKeyArray, Float[Array, "b h w c"]]:
     """Return each image's key and its noise, of the size that the path has where the grid starts."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+    keys = fold_each(key, indices)
     noise = samplers.draw_noise(keys, (indices.shape[0], *shape))
     return keys, samplers.start(path, noise, ts)
 

@@ -22,6 +22,9 @@ from guidedflow.training.tasks.classifier import ACCURACY
 
 Sampler = Callable[[PyTree, Key[Array, ""]], Array]
 
+MOST_CLASSES = 16
+"""Columns of a grid where the config does not say how many."""
+
 
 def make_sampler(setup: Setup) -> Sampler:
     """Return (params, key) -> images of the fixed labels, compiled over all devices.
@@ -31,7 +34,7 @@ def make_sampler(setup: Setup) -> Sampler:
     """
     options, mesh = setup.config.sample, setup.strategy.mesh
     condition = setup.parts.condition
-    asked = condition.every()[: options.classes] * options.rows
+    asked = condition.every()[: options.classes or MOST_CLASSES] * options.rows
     # Padded to a multiple of the devices, so that each of them takes its share.
     count = -(-len(asked) // mesh.size) * mesh.size
     cond = condition.parse([asked[i % len(asked)] for i in range(count)])

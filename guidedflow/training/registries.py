@@ -17,6 +17,7 @@ from guidedflow import losses, models, paths, predictions, times
 from guidedflow.conditions import Condition
 from guidedflow.models.kernels import operations_for
 from guidedflow.registry import choose, nearest
+from guidedflow.training.config import settled
 from guidedflow.training.step import Schedule
 
 PATHS: Mapping[str, Callable[..., paths.Path]] = {
@@ -114,7 +115,9 @@ def network_for(
     """
     section = config.network
     fields = {
-        key: value for key, value in section.items() if key not in _NOT_FIELDS and value is not None
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in section.items()
+        if key not in _NOT_FIELDS and value is not None
     }
     if "operations" in models.fields_of(section.preset):
         fields["operations"] = operations_for(
@@ -137,8 +140,11 @@ def network_for(
 
 
 def learning_rate_schedule(config: ConfigDict) -> Schedule:
-    """Linear growth over `warm_up` steps, then cosine to `final` of the peak, or constant."""
-    options = config.optimizer
+    """Linear growth over `warm_up` steps, then cosine to `final` of the peak, or constant.
+
+    The cosine ends at `decay_steps`; from there on the rate stays at `final` of the peak.
+    """
+    options = settled(config).optimizer
     peak = options.learning_rate
     if options.schedule == "constant":
         if not options.warm_up:
@@ -148,7 +154,7 @@ def learning_rate_schedule(config: ConfigDict) -> Schedule:
         0.0 if options.warm_up else peak,
         peak,
         options.warm_up,
-        max(config.steps, options.warm_up + 1),
+        max(options.decay_steps, options.warm_up + 1),
         peak * options.final,
     )
 
