@@ -68,7 +68,8 @@ class Block(nn.Module):
         if mask is None:
             mixed = self.operations.self_attention(packed, self.heads)
         else:
-            mixed = attend(self.operations, *jnp.split(packed, 3, axis=-1), self.heads, mask)
+            q, k, v = jnp.split(packed, 3, axis=-1)
+            mixed = attend(self.operations, q, k, v, self.heads, mask)
         x = x + dense(width, "attn_proj")(mixed)
         return x + MLP(self.hidden, self.dtype, self.operations, name="mlp")(normed("norm2"))
 

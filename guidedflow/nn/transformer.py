@@ -50,7 +50,8 @@ class Attention(nn.Module):
         def plain() -> Array:
             if mask is None:
                 return self.operations.self_attention(packed, self.heads)
-            return attend(self.operations, *jnp.split(packed, 3, axis=-1), self.heads, mask)
+            q, k, v = jnp.split(packed, 3, axis=-1)
+            return attend(self.operations, q, k, v, self.heads, mask)
 
         def perturbed() -> Array:
             q, k, v = rearrange(packed, "b n (three h d) -> three b n h d", three=3, h=self.heads)
