@@ -1,4 +1,4 @@
-"""What a network is told beside the image: the time, a class, further numbers, as one vector."""
+"""A network's inputs besides the image (time, class, further numbers), embedded as one vector."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,10 +15,10 @@ from guidedflow.types import pytree
 
 @pytree
 class Modulation:
-    """What a DiT's condition comes to, given to the network in the condition's place.
+    """The modulations that a DiT computes from its condition; the network takes them in its place.
 
     Attributes:
-      blocks: shift, scale and gate of both halves of every block, depth b 6·d.
+      blocks: shift, scale and gate for both halves of every block, depth b 6·d.
       last: shift and scale of the final layer, b 2·d.
     """
 
@@ -27,10 +27,10 @@ class Modulation:
 
 
 def check_input(x: Array, t: Array, image_size: tuple[int, int], channels: int) -> None:
-    """Refuse an image or a time that does not fit the network.
+    """Check that an image and a time fit the network.
 
     Raises:
-      ValueError: `x` is not floating (b, h, w, channels), or `t` not floating (b,).
+      ValueError: `x` is not floating (b, h, w, channels), or `t` is not floating (b,).
     """
     expected = (*image_size, channels)
     if x.ndim != 4 or x.shape[1:] != expected:
@@ -51,24 +51,24 @@ def embed_condition(
     dtype: Any,
     operations: Operations,
 ) -> Float[Array, "b width"]:
-    """Return the sum of the embeddings of the time, of the class and of further numbers.
+    """Return the sum of the embeddings of the time, the class and the further numbers.
 
     Call it inside a module's compact method: the parameters `t_embedder`, `y_embedder` and
-    `<name>_embedder` become that module's.
+    `<name>_embedder` become parameters of that module.
 
     Args:
-      t: times, one an example.
-      cond: integer labels (b,); with `scalars`, a mapping of "label" and each name to (b,) arrays;
-        whatever it is, it is not looked at when the network has neither classes nor scalars.
-      width: of the result.
-      num_classes: classes without the null class; None or 0 for none.
-      scalars: names of the further numbers.  Their last layer starts at zero, so that a network
-        that gains a number starts as the network without it.
-      time_scale: multiplies the time and the numbers.
+      t: times, one per example.
+      cond: integer labels (b,); with `scalars`, a mapping of "label" and each name to (b,) arrays.
+        A network with neither classes nor scalars ignores it.
+      width: width of the result.
+      num_classes: number of classes without the null class; None or 0 for none.
+      scalars: names of the further numbers.  Their last layer starts at zero, so a network to which
+        a number is added computes the same at first.
+      time_scale: factor of the time and the numbers.
       dtype: compute dtype.
-      operations: what computes the layers.
+      operations: computes the layers.
     Raises:
-      ValueError: labels that are not integers, a missing or unknown entry, another batch size.
+      ValueError: labels are not integers, an entry is missing or unknown, or the batch size differs.
     """
     size = len(t)
     label, numbers = _split(cond, bool(num_classes), scalars)

@@ -15,16 +15,16 @@ Initializer = Callable[..., Array]
 
 
 class Dense(nn.Module):
-    """y = x·kernel + bias over the last axis, as one product of two matrices.
+    """y = x·kernel + bias over the last axis, as one matmul.
 
     All leading axes are folded into rows first.
 
     Attributes:
       features: k, the size of the last axis of the result.
       kernel_init, bias_init: initialisers of the float32 parameters `kernel` (d, k), `bias` (k,).
-      dtype: of the product and of the result.
-      operations: what computes it; by default XLA for what is attached.
-      gelu: whether x passes through GELU, in its hyperbolic-tangent form, first.
+      dtype: compute dtype, also of the result.
+      operations: computes it; by default XLA on the attached devices.
+      gelu: whether GELU, in its hyperbolic-tangent form, is applied to x first.
     """
 
     features: int
@@ -45,7 +45,7 @@ class Dense(nn.Module):
 
 
 class MLP(nn.Module):
-    """y = W₂·gelu(W₁·x), the hyperbolic-tangent form of GELU, as DiT has it.
+    """y = W₂·gelu(W₁·x) with the hyperbolic-tangent form of GELU, as in DiT.
 
     Attributes:
       hidden: width between the two layers.

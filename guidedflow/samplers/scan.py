@@ -165,7 +165,7 @@ def _run(static: _Static, arrays: list, noise: Array, ts: Array, cond: Cond, key
         x, state, memory = carry
         x, (t, s, index) = wide(x), times
 
-        # It is inlined into the step's program; as a jitted function it is traced once per step.
+        # It is inlined into the step; as a jitted function it is traced once for all evaluations of a step.
         @jax.jit
         def at(x: Array, time: Array) -> tuple[Evaluation, PyTree]:
             batched = jnp.broadcast_to(time, x.shape[:1])
