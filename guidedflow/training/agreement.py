@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of this run and of this model, and what differs where it is not."""
+"""Checks that a checkpoint belongs to this run and this model; errors name the first difference."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another run, naming the first field that differs.
+    """Raise if a checkpoint belongs to another run; the message names the first field that differs.
 
-    A field that the checkpoint does not have was added to the program after it was written.
+    A field that the checkpoint lacks is not compared: the program got it after the checkpoint was written.
 
     Raises:
       ValueError: a field differs.
@@ -17,7 +17,7 @@ def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, An
         ours, theirs = wanted.get(name), found.get(name)
         if ours != theirs:
             if isinstance(ours, list) and isinstance(theirs, list):
-                # A thousand class names tell less than the first that only one side has.
+                # Of a thousand class names, only the first that one side lacks is shown.
                 ours, theirs = _missing(ours, theirs) or ours, _missing(theirs, ours) or theirs
             raise ValueError(
                 f"{path} belongs to a run with {name}={_brief(theirs)}, this one has "
@@ -26,7 +26,7 @@ def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, An
 
 
 def _missing(of: list, there: list) -> list:
-    """Return the first entries of one list that the other has not."""
+    """Return the first entries of one list that the other list lacks."""
     return [entry for entry in of if entry not in there][:3]
 
 
@@ -36,10 +36,10 @@ def _brief(value: Any) -> str:
 
 
 def check_structure(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Refuse a checkpoint of another model, naming the first leaf that differs.
+    """Raise if a checkpoint belongs to another model; the message names the first leaf that differs.
 
     Raises:
-      ValueError: a leaf is absent or has another dtype or shape.
+      ValueError: a leaf is missing or has another dtype or shape.
     """
     for name in sorted({*found, *wanted}):
         if found.get(name) != wanted.get(name):
