@@ -73,7 +73,7 @@ def flow_matching(
 
     Args:
       data, noise: two batches of equal shape; noise is standard normal.
-      t: times in [0, 1], one an example.
+      t: times in [0, 1], one per example.
       cond: condition, every leaf with the batch first; None for none.
     Returns:
       float32 losses.

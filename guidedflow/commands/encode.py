@@ -22,7 +22,7 @@ from guidedflow.data.encoding import Job, encode
 from guidedflow.data.latent_files import DTYPES
 from guidedflow.registry import choose
 
-# Pictures that are decoded again, to say what was lost.
+# Images that are decoded again, to say what was lost.
 _COMPARED = 256
 
 
@@ -66,7 +66,7 @@ def job_of(given: argparse.Namespace) -> Job:
     fit = choose("encoder", given.encoder, ENCODERS)
     splits: dict[str, data.Dataset] = {}
     for split in given.splits.split(","):
-        # Each picture is read once: keeping it would cost memory and save nothing.
+        # Each image is read once: keeping it would cost memory and save nothing.
         splits[split] = data.load(
             given.dataset,
             split=split,
@@ -115,7 +115,7 @@ def main(arguments: list[str]) -> int:
 
 
 def describe(job: Job) -> str:
-    """Say how many latents there are, of what shape, and what decoding them does to a picture."""
+    """Say how many latents there are, of what shape, and what decoding them does to an image."""
     split, dataset = next(iter(job.splits.items()))
     stored = data.load(f"latents:{job.out}", split=split, cache_bytes=0)
     count = min(_COMPARED, dataset.length)

@@ -108,7 +108,7 @@ def _rank(text: str) -> int:
 
 
 class GuidedflowEmoji(tfds.core.GeneratorBasedBuilder):
-    """PNG pictures with captions, in the splits `train`, `unseen_pairs` and `unseen_subjects`."""
+    """PNG images with captions, in the splits `train`, `unseen_pairs` and `unseen_subjects`."""
 
     VERSION = tfds.core.Version(VERSION)
 

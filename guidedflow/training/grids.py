@@ -11,7 +11,7 @@ from guidedflow.files import replacing
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-# Pixels of the picture: side of one image at least, size of letters, and space around them.
+# Pixels of the image: side of one image at least, size of letters, and space around them.
 _CELL, _LETTERS, _SMALLEST, _SPACE = 60, 15, 8, 8
 
 
