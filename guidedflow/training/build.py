@@ -1,4 +1,4 @@
-"""Building all objects of a run from its config."""
+"""A config to everything that a run is made of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,18 +31,18 @@ from guidedflow.types import ModelFn
 
 @dataclass(frozen=True)
 class Setup:
-    """All objects of a run, built from its config.
+    """Everything a run is made of, from its config.
 
     Attributes:
-      parts: the parts of the loss: config, network, path, prediction, condition, teacher.
-      task: the training task.
-      takes_scale: how the network is given the guidance scale.
+      parts: what the loss is made of: config, network, path, prediction, condition, teacher.
+      task: what is trained.
+      takes_scale: how the network is guided.
       dataset, held_out: training and held-out examples.
       loss_fn: (params, batch, key) to one loss per example.
-      optimizer, learning_rate, ema_decay: used by the step.
-      strategy: the sharding strategy.
+      optimizer, learning_rate, ema_decay: of the step.
+      strategy: over devices.
       target: the devices.
-      identity: values that must be equal in a checkpoint of this run.
+      identity: what a checkpoint must agree with.
     """
 
     parts: Parts
@@ -65,27 +65,27 @@ class Setup:
 
     @property
     def network(self) -> nn.Module:
-        """The network that is trained."""
+        """What is trained."""
         return self.parts.network
 
     @property
     def path(self) -> paths.Path:
-        """The path from noise to data."""
+        """From noise to data."""
         return self.parts.path
 
     @property
     def predicts(self) -> predictions.Prediction:
-        """The network's prediction type."""
+        """What the network predicts."""
         return self.parts.predicts
 
     def init(self, key: Array) -> state.TrainState:
-        """Return the state before the first step; a pure function, for `jit` or `eval_shape`."""
+        """Return the state before the first step; pure, to be jitted or shaped."""
         cond = self.parts.condition.example(1)
         inputs = network_inputs(self.task, self.takes_scale, cond)
         return state.fresh(self.network, self.dataset.image_shape, inputs, self.optimizer, key)
 
     def step(self) -> StepFn:
-        """Return the pure training step; smaller micro-batches are used if that suits the device."""
+        """Return the pure training step, its micro-batches cut further where that suits the device."""
         inside = 1 if self.strategy.mesh_inside is None else self.target.count
         rows = self.config.batch * inside // (self.target.count * self.config.accumulate)
         parts = self.config.accumulate * micro_batches_for_device(self.network, rows)
@@ -105,20 +105,20 @@ class Setup:
         return model_fn(network, params, self.path, self.predicts)
 
     def guided(self, params: PyTree, scale: float) -> ModelFn:
-        """Return the guided velocity field, by its null branch or by the scale that the network takes."""
+        """Return the velocity field guided as it was trained for: by its null branch, or by itself."""
         number = self.takes_scale.number(scale)
         return self.takes_scale.guided(self.model(params), self.parts.condition.null(), number)
 
     def measures(self, params: PyTree, batch: Batch, key: Array) -> dict[str, Array]:
-        """Return the measures on held-out examples: the loss and those of the task."""
+        """Return what is taken of held-out examples: the loss and what the task adds."""
         loss = {"held_out_loss": self.loss_fn(params, batch, key)}
         return {**loss, **self.task.measures(self.parts, params, batch, key)}
 
     def flops(self) -> float:
-        """Return the operations of one step's matmuls, over the whole batch and all devices.
+        """Return the operations of one step's matrix products, over the whole batch and all devices.
 
-        Forward and backward pass are counted, without the values that a remat policy computes twice, as
-        in model FLOP utilisation.
+        Forward and backward pass, without what a remat policy computes a second time: those are the
+        operations that model FLOP utilisation counts.
         """
         plain = unfused(self.network)
         loss = self.task.loss(replace(self.parts, network=plain))
@@ -136,7 +136,7 @@ class Setup:
         return counted(jax.grad(mean), fresh.params, batch)
 
     def batches(self, dataset: data.Dataset | None = None) -> data.Batches:
-        """Return batches by step, with the rows of this process."""
+        """Return this process's part of the batch of any step."""
         flip = self.config.dataset.flip and dataset is None
         return data.pipeline(
             dataset or self.dataset,
@@ -151,7 +151,7 @@ class Setup:
 def load_dataset(
     config: ConfigDict, split: str, class_names: Sequence[str] | None = None
 ) -> data.Dataset:
-    """Return one split of the configured data set; `class_names` gives the class numbers."""
+    """Return one split of the configured data set, its classes numbered as `class_names`."""
     section = config.dataset
     return data.load(
         section.name,
@@ -163,7 +163,7 @@ def load_dataset(
 
 
 def _check_output(network: nn.Module, config: ConfigDict, task: Task) -> None:
-    """Raise ValueError unless the network's output is what the task needs."""
+    """Raise ValueError unless the network gives what the task trains."""
     given, preset = capabilities(network).output, config.network.preset
     if given == task.output:
         return
@@ -183,14 +183,14 @@ def _teacher(config: ConfigDict, task: Task, target: Target) -> Bundle | None:
 
 
 def build(config: ConfigDict, *, target: Target | None = None) -> Setup:
-    """Return all objects of a run.
+    """Return everything a run is made of.
 
     Args:
       config: from a file or from `from_resolved`.
-      target: the devices; by default the attached devices.
+      target: the devices; by default what is attached.
     Raises:
-      ValueError: a field is out of range, a name is unknown (the message has the nearest), or parts
-        do not match each other or the devices.
+      ValueError: a field out of range, an unknown name (the message says the nearest), or parts
+        that do not fit one another or the devices.
     """
     check(config)
     target = target or attached()

@@ -1,4 +1,4 @@
-"""Loading a bundle from a workdir: the network with the parameters of the newest good checkpoint."""
+"""A run's folder to a bundle: its network with the parameters of its newest good checkpoint."""
 
 from collections.abc import Callable
 from pathlib import Path
