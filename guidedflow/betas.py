@@ -1,4 +1,4 @@
-"""Tables of betas, beta_1 ... beta_N of a discrete diffusion, and their form without a signal at the end."""
+"""Tables of betas, beta_1 ... beta_N of a discrete diffusion, and their rescaling to zero terminal SNR."""
 
 import dataclasses
 import functools
@@ -33,9 +33,9 @@ class zero_snr:
 
     a_k <- (a_k - a_last) a_first / (a_first - a_last),   a_k = sqrt(alpha_bar_k),
 
-    and beta_k = 1 - (a_k / a_(k-1))^2 again, so that the last beta is 1. At that step x says nothing of
-    the data: train on `predictions.v` or `data` (noise tells nothing there), and sample on
-    `times.trailing_grid`, which begins at it.
+    and again beta_k = 1 - (a_k / a_(k-1))^2, so that the last beta is 1. At that step x contains no
+    data. Train on `predictions.v` or `data`, because a noise prediction cannot give the data there.
+    Sample on `times.trailing_grid`, which begins at that step.
 
     Attributes:
       betas: the table to rescale, `steps -> table`, of at least two steps.

@@ -1,9 +1,9 @@
-"""Keys from which every example draws by itself, whichever random-number generator the caller chose.
+"""Per-example keys: each example's draws depend on its own key alone, for any generator the caller chose.
 
-The bits of threefry depend on the key and on the place of a number alone. Those of `rbg` and `unsafe_rbg`
-depend on the whole batch: under vmap all examples draw from the first key, and `unsafe_rbg` folds likewise.
-A key of another generator is therefore hashed to one of threefry before anything is drawn for an example.
-A key of threefry stays as it is.
+A threefry draw depends only on the key and on the position of the number. A draw of `rbg` or `unsafe_rbg`
+depends on the whole batch: under vmap all examples draw from the first key, and `unsafe_rbg` folds in the
+same way. A key of another generator is therefore hashed to a threefry key before anything is drawn for an
+example. A threefry key is not changed.
 """
 
 from typing import Any
@@ -21,12 +21,12 @@ def _is_typed(key: Any) -> bool:
 
 
 def threefry(key: PRNGKeyArray) -> PRNGKeyArray:
-    """Return `key` itself where it is threefry's, else a key of threefry made from all its words.
+    """Return `key` if it is a threefry key, else a threefry key made from all its words.
 
     Args:
       key: one key or an array of keys, also of the old style (uint32, its words on the last axis).
     Raises:
-      ValueError: `key` is no key.
+      ValueError: `key` is not a key.
     """
     if _is_typed(key):
         if str(jax.random.key_impl(key)) == THREEFRY:
@@ -48,19 +48,19 @@ def threefry(key: PRNGKeyArray) -> PRNGKeyArray:
 
 
 def fold_each(key: PRNGKeyArray, index: Int[Array, " b"]) -> PRNGKeyArray:
-    """Return one key an example, fold_in(key, i) for every i of `index`; threefry's keys.
+    """Return one threefry key per example: fold_in(key, i) for every i of `index`.
 
     Raises:
-      ValueError: `key` is no key.
+      ValueError: `key` is not a key.
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(threefry(key), index)
 
 
 def example_keys(key: PRNGKeyArray, batch: int) -> PRNGKeyArray:
-    """Return one key an example: `fold_in(key, i)`, or `key` itself where it is already a batch.
+    """Return one key per example: `fold_in(key, i)`, or `key` itself if it is already a batch.
 
     Raises:
-      ValueError: `key` is no key, or a batch of another size.
+      ValueError: `key` is not a key, or is a batch of another size.
     """
     keys = threefry(key)
     if keys.ndim == 0:

@@ -1,9 +1,10 @@
-"""`lax.scan` and `lax.cond` whose types agree under `jax.shard_map`.
+"""`lax.scan` and `lax.cond` that also work inside `jax.shard_map`.
 
-Within a shard_map an array's type says over which axes of the mesh its value varies, and JAX demands that a
-loop's carry keeps its type and that both branches of a condition have one. A carry that begins as zeros,
-equal everywhere, or a branch that returns them, would be refused. `scan` and `cond` mark such values as
-varying where their counterparts vary; elsewhere they are the functions of `lax`.
+Inside a shard_map the type of an array says over which mesh axes its value varies. JAX requires that a
+loop's carry keeps its type and that both branches of a condition have the same type. JAX would reject a
+carry that begins as zeros, or a branch that returns zeros, because zeros are equal on all devices. `scan`
+and `cond` mark such values as varying where their counterparts vary. Outside a shard_map they are
+`lax.scan` and `lax.cond`.
 """
 
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def _vary(leaf: Array, *like: Any) -> Array:
 def scan(
     body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], carry: PyTree, xs: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """`lax.scan`, with a carry that varies over the mesh from the start where `body` makes it vary."""
+    """`lax.scan`; the initial carry is marked as varying over the mesh axes over which `body` makes it vary."""
     varies = _in_shard_map() and bool(len(jax.tree.leaves(xs)[0]))
     while varies:
         after, _ = jax.eval_shape(body, carry, jax.tree.map(lambda leaf: leaf[0], xs))
@@ -49,7 +50,7 @@ def scan(
 
 
 def cond(predicate: Array, true: Callable[[], PyTree], false: Callable[[], PyTree]) -> PyTree:
-    """`lax.cond`, with results of both branches that vary over the mesh where one of them does."""
+    """`lax.cond`; if one branch's result varies over a mesh axis, the other's is marked as varying too."""
     if not _in_shard_map():
         return lax.cond(predicate, true, false)
     shapes = jax.eval_shape(true), jax.eval_shape(false)

@@ -1,4 +1,4 @@
-"""Sampling measured: every way of guiding compiled apart, and all of them taken in turn."""
+"""Benchmark of sampling: every mode of guidance is compiled separately; all are timed in turn."""
 
 import dataclasses
 import time
@@ -24,7 +24,7 @@ class Program:
     Attributes:
       run: runs it and waits.
       compile_seconds: lowering and compiling.
-      peak_bytes: by XLA's account.
+      peak_bytes: peak memory according to XLA.
     """
 
     run: Callable[[], None]
@@ -33,7 +33,7 @@ class Program:
 
 
 def compile_mode(work: Workload, mode: str) -> Program:
-    """Compile one way of sampling this workload."""
+    """Compile one mode of sampling for this workload."""
     solver, _ = RUNGE_KUTTA[work.solver]
     null = int(work.network.num_classes)
 

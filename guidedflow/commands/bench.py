@@ -122,7 +122,7 @@ def whole_numbers(option: str, text: str, between: str) -> list[int]:
 
 
 def write(figures: Any, name: str, folder: Path, report: Report) -> None:
-    """Write NAME.json, and where matplotlib is installed its pictures, into `folder`."""
+    """Write NAME.json, and where matplotlib is installed its images, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Guidance away from the same network with chosen blocks disturbed: PAG, SLG, SEG."""
+"""Guidance away from the same network with some blocks perturbed: PAG, SLG, SEG."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -50,13 +50,14 @@ class Perturbed:
 
 
 def perturbed(model: ModelFn, disturbed: ModelFn, scale: Scale = 3.0) -> ModelFn:
-    """Add to a model, guided or not, a push away from a disturbed network under the same condition.
+    """Guide a model, guided or not, away from a perturbed network under the same condition.
 
     guided = g + s (c - p),   c the conditional branch of g, p = disturbed(x, t, cond).
 
-    The conditional branch is not evaluated again, and where a schedule is 0 (`window`) neither is the
-    disturbed network. s = 0 is the model itself; on an unguided model the scale w of `extrapolate` is
-    1 + s. Which blocks are disturbed, and how, is said by the network, on the same parameters:
+    The conditional branch is not evaluated again. In steps where a schedule is 0 (`window`), the
+    perturbed network is not evaluated either. s = 0 is the model itself. On an unguided model, s
+    corresponds to w = 1 + s of `extrapolate`. The network's own fields choose the perturbed blocks and
+    the kind of perturbation; the parameters are the same:
 
     | method | the network's `perturbation` | usual s | where |
     |---|---|---|---|

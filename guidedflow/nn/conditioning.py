@@ -1,4 +1,4 @@
-"""What a network is told beside the image: the time, a class, further numbers, as one vector."""
+"""A network's inputs besides the image (time, class, further numbers), embedded as one vector."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +15,10 @@ from guidedflow.types import pytree
 
 @pytree
 class Modulation:
-    """What a DiT's condition comes to, given to the network in the condition's place.
+    """The modulations that a DiT computes from its condition; the network takes them in its place.
 
     Attributes:
-      blocks: shift, scale and gate of both halves of every block, depth b 6·d.
+      blocks: shift, scale and gate for both halves of every block, depth b 6·d.
       last: shift and scale of the final layer, b 2·d.
     """
 
@@ -27,10 +27,10 @@ class Modulation:
 
 
 def check_input(x: Array, t: Array, image_size: tuple[int, int], channels: int) -> None:
-    """Refuse an image or a time that does not fit the network.
+    """Check that an image and a time fit the network.
 
     Raises:
-      ValueError: `x` is not floating (b, h, w, channels), or `t` not floating (b,).
+      ValueError: `x` is not floating (b, h, w, channels), or `t` is not floating (b,).
     """
     expected = (*image_size, channels)
     if x.ndim != 4 or x.shape[1:] != expected:
@@ -73,7 +73,7 @@ def embed_condition(
       vector_width: of "vector", (b, vector_width) floating.  Its projection starts at zero.
       token_width: of "tokens", which are only looked for here.
     Raises:
-      ValueError: labels that are not integers, a missing or unknown entry, another batch size.
+      ValueError: labels are not integers, an entry is missing or unknown, or the batch size differs.
     """
     cond = split_condition(cond, num_classes, scalars, vector_width, token_width)
     result = ScalarEmbedding(

@@ -15,7 +15,7 @@ Initializer = Callable[..., Array]
 
 
 class Dense(nn.Module):
-    """y = x·kernel + bias over the last axis, as one product of two matrices.
+    """y = x·kernel + bias over the last axis, as one matmul.
 
     All leading axes are folded into rows first.
 
@@ -50,7 +50,7 @@ class Dense(nn.Module):
 
 
 class MLP(nn.Module):
-    """y = W₂·gelu(W₁·x), the hyperbolic-tangent form of GELU, as DiT has it.
+    """y = W₂·gelu(W₁·x) with the hyperbolic-tangent form of GELU, as in DiT.
 
     Attributes:
       hidden: width between the two layers.

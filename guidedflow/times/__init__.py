@@ -1,4 +1,4 @@
-"""Times: draws of t to train on, and grids of t to sample on."""
+"""Times: draws of t for training, and grids of t for sampling."""
 
 from guidedflow.times.draws import (
     LAST,

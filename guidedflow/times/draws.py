@@ -1,4 +1,4 @@
-"""Draws of t to train on: `(key, batch) -> t: b` in [0, 1); bind parameters with functools.partial."""
+"""Draws of t for training: `(key, batch) -> t: b` in [0, 1); set parameters with functools.partial."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,12 +14,12 @@ from guidedflow.types import check_number
 
 Draw = Callable[[PRNGKeyArray, int], Float[Array, " b"]]
 Times = TypeVar("Times", Array, np.ndarray)
-# t = 1 itself is never drawn: the velocity of some paths is infinite there.
+# t = 1 is never drawn, because the velocity of some paths is infinite there.
 LAST = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
 def draw_uniform(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
-    """Draw t evenly in [0, 1)."""
+    """Draw t uniformly in [0, 1)."""
     return jax.random.uniform(threefry(key), (batch,))
 
 
@@ -47,7 +47,7 @@ def draw_logit_normal(
 
 
 def draw_cosmap(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
-    """Draw t so that the log-SNR of the linear path is spread as on the trigonometric one.
+    """Draw t so that the log-SNR of the linear path is distributed as on the trigonometric path.
 
     t = tan(pi u / 2) / (1 + tan(pi u / 2)).  Esser et al. 2024, eq. 21, written in our time.
     """
@@ -59,7 +59,7 @@ def draw_cosmap(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
 def draw_log_normal_sigma(
     key: PRNGKeyArray, batch: int, path: Path, mean: float = -1.2, std: float = 1.2
 ) -> Float[Array, " b"]:
-    """Draw t with log(sigma / alpha) normal, cut to what the path reaches.
+    """Draw t with log(sigma / alpha) normal, clipped to the range of the path.
 
     log(sigma / alpha) = mean + std z.  Karras et al. 2022, table 1, "noise distribution".
     """
@@ -69,7 +69,7 @@ def draw_log_normal_sigma(
 
 
 def shift(t: Times, factor: float) -> Times:
-    """Move times towards the noise end for factor > 1; 1 leaves them.
+    """Move times towards the noise end if factor > 1; factor 1 does not change them.
 
     s -> factor s / (1 + (factor - 1) s) on s = 1 - t.  Esser et al. 2024, eq. 23, where factor is
     the square root of the ratio of the numbers of pixels.
@@ -81,14 +81,14 @@ def shift(t: Times, factor: float) -> Times:
 def draw_shifted(
     key: PRNGKeyArray, batch: int, draw: Draw = draw_uniform, factor: float = 3.0
 ) -> Float[Array, " b"]:
-    """Draw from `draw`, then `shift` by `factor`.  Esser et al. 2024, section 5.3.2."""
+    """Draw from `draw`, then apply `shift` with `factor`.  Esser et al. 2024, section 5.3.2."""
     return jnp.minimum(shift(draw(key, batch), factor), LAST)
 
 
 def time_of_ratio(path: Path, ratio: Array) -> Array:
-    """Return the t at which sigma(t) / alpha(t) = ratio, by bisection; the nearest end beyond it.
+    """Return the t at which sigma(t) / alpha(t) = ratio, by bisection; the nearest end if there is none.
 
-    The ratio falls with t on every path, so forty halvings find t to float32's last digit.
+    The ratio falls with t on every path, so forty bisections find t to float32's last digit.
     """
     ratio = jnp.asarray(ratio, jnp.float32)
 

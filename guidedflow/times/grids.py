@@ -1,6 +1,6 @@
-"""Grids of times to sample on: numpy arrays of steps + 1 increasing times, known when a sampler is traced.
+"""Grids of times for sampling: numpy arrays of steps + 1 increasing times, known while a sampler is traced.
 
-Samplers also take a list or a tuple of numbers.
+Samplers also take a list or a tuple of numbers as a grid.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def _check_interval(low: float, high: float) -> None:
 
 
 def as_grid(ts: GridLike) -> Grid | Float[Array, " n"]:
-    """Return `ts`, a list or tuple of numbers as an array, after `check_grid`.
+    """Check `ts` by `check_grid` and return it; a list or tuple of numbers becomes an array.
 
     Raises:
       ValueError: as `check_grid`.
@@ -54,7 +54,7 @@ def as_grid(ts: GridLike) -> Grid | Float[Array, " n"]:
 def check_grid(ts: Grid | Float[Array, " n"]) -> None:
     """Raise ValueError unless `ts` is a 1-d grid of at least 2 increasing times in [0, 1].
 
-    Values are checked where they are known while tracing; a grid from this module always is.
+    Values are checked if they are known while tracing. Those of a grid from this module always are.
     """
     if isinstance(ts, str | list | tuple) or not hasattr(ts, "shape"):
         raise ValueError(f"ts must be an array of times, got {ts!r}")
@@ -91,10 +91,9 @@ def shifted_grid(steps: int, factor: float = 3.0, low: float = 0.0, high: float 
 
 
 def quadratic_grid(steps: int, low: float = 0.0, high: float = 1.0) -> Grid:
-    """Return a grid whose distance to the data falls with the square: 1 - t_i = (1 - u_i)^2.
+    """Return a grid with 1 - t_i = (1 - u_i)^2 for evenly spaced u_i: smaller steps near the data.
 
-    The quadratic spacing of Song, Meng & Ermon 2021 (DDIM), appendix D.2: smaller steps near the
-    data.
+    The quadratic spacing of Song, Meng & Ermon 2021 (DDIM), appendix D.2.
     """
     u = uniform_grid(steps).astype(np.float64)
     _check_interval(low, high)
@@ -108,21 +107,21 @@ def karras_grid(
     sigma_max: float | None = None,
     rho: float = 7.0,
 ) -> Grid:
-    """Return the grid on which sigma / alpha falls as Karras's, then t = 1: `steps` steps in all.
+    """Return the times at which sigma / alpha has Karras's levels, then t = 1: `steps` steps in all.
 
     sigma_i = (sigma_max^(1/rho) + i / (steps - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho,
     i < steps, and sigma_steps = the path's own end.   Karras et al. 2022, eq. 5.
 
-    Where sigma_min is the path's own end, as on `VarianceExploding`, it is sigma_steps itself, and the
-    levels are spread over `steps` in place of `steps - 1`.
+    If sigma_min is the path's own end, as on `VarianceExploding`, it is sigma_steps itself, and the
+    levels are spread over `steps` instead of `steps - 1` intervals.
 
     Args:
-      sigma_min, sigma_max: the range of sigma / alpha, inside what the path reaches. None is the usual
-        0.002 and 80, or the path's own end where the path does not hold them.
+      sigma_min, sigma_max: the range of sigma / alpha, within the range of the path. None means the
+        usual 0.002 and 80, or the path's own end if the path does not reach these.
       rho: curvature, at least 1.
     Raises:
-      ValueError: steps < 1, not 0 < sigma_min < sigma_max, rho < 1, a range that the path does not
-        reach, or two times of the grid fall together in float32.
+      ValueError: steps < 1, not 0 < sigma_min < sigma_max, rho < 1, the range exceeds that of the
+        path, or two times of the grid are equal in float32.
     """
     _check_steps(steps)
     least, most = _reach(path)
@@ -146,10 +145,10 @@ def karras_grid(
 
 
 def log_snr_grid(steps: int, path: Path, low: float = 1e-3, high: float = 1 - 1e-3) -> Grid:
-    """Return a grid even in log-SNR from t = low to t = high, then t = 1: `steps` steps in all.
+    """Return a grid evenly spaced in log-SNR from low to high, then t = 1: `steps` steps in all.
 
-    Lu et al. 2022 (DPM-Solver), section 3.4. log-SNR is infinite where alpha or sigma is 0, so the
-    ends stay inside.
+    Lu et al. 2022 (DPM-Solver), section 3.4. The log-SNR is infinite where alpha or sigma is 0, so
+    low and high must not be such times.
     """
     _check_steps(steps)
     _check_interval(low, high)
@@ -181,14 +180,14 @@ def leading_grid(steps: int, path: DiscreteBeta, offset: int = 0, drop_last: boo
     """Return `steps` table steps 0, r, 2 r, ... from the data end, and t = 1.
 
     k_i = i floor(K / steps) + offset, K the table's length.  Lin et al. 2024, table 2, "leading":
-    respaced DDPM and DDIM as first published. Never begins at pure noise.
+    respaced DDPM and DDIM as first published. This grid never begins at pure noise.
 
     Args:
       steps: steps of the sampler, at most K.
       path: the table.
       offset: added to every k; 1 in Stable Diffusion.
-      drop_last: leave out the k nearest the data of a spacing with one step more, as diffusers'
-        multistep solvers do.
+      drop_last: make a spacing of one more step and leave out its k nearest to the data, as the
+        multistep solvers of diffusers do.
     Raises:
       ValueError: steps out of range, another kind of path, or k outside the table.
     """
@@ -201,8 +200,8 @@ def leading_grid(steps: int, path: DiscreteBeta, offset: int = 0, drop_last: boo
 def trailing_grid(steps: int, path: DiscreteBeta) -> Grid:
     """Return `steps` table steps K - 1, K - 1 - r, ... from the noise end, and t = 1.
 
-    k_i = round(K - i K / steps) - 1.  Lin et al. 2024, table 2, "trailing": begins at pure noise; on a
-    table that steps divides it is the uniform grid.
+    k_i = round(K - i K / steps) - 1.  Lin et al. 2024, table 2, "trailing": it begins at pure noise. If
+    `steps` divides K, it is the uniform grid.
 
     Raises:
       ValueError: steps outside 1 .. K, or another kind of path.
@@ -213,10 +212,10 @@ def trailing_grid(steps: int, path: DiscreteBeta) -> Grid:
 
 
 def linspace_grid(steps: int, path: DiscreteBeta, drop_last: bool = False) -> Grid:
-    """Return `steps` table steps evenly from K - 1 to 0, both included, rounded, and t = 1.
+    """Return `steps` evenly spaced, rounded table steps from K - 1 to 0, both included, and t = 1.
 
     Lin et al. 2024, table 2, "linspace"; Nichol & Dhariwal 2021, section 4. The last step, from k = 0,
-    is as small as the table's.
+    is as small as a step of the table.
 
     Args:
       steps, path: as for `leading_grid`; a single step is at k = K - 1.
@@ -231,11 +230,11 @@ def linspace_grid(steps: int, path: DiscreteBeta, drop_last: bool = False) -> Gr
 
 
 SLACK = 1e-5
-"""What a float32 ratio may miss the path's own end by and still mean that end."""
+"""Relative difference up to which a float32 ratio counts as the path's own end."""
 
 
 def _reach(path: Path) -> tuple[float, float]:
-    """Return the least and the largest sigma / alpha of the path: at t = 1 and at t = 0."""
+    """Return the smallest and the largest sigma / alpha of the path: at t = 1 and at t = 0."""
     with jax.core.eval_context():
         ends = [(float(path.sigma(t)), float(path.alpha(t))) for t in (jnp.ones(()), jnp.zeros(()))]
     least, most = (sigma / alpha if alpha > 0 else np.inf for sigma, alpha in ends)

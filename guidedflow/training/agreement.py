@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of this run and of this model, and what differs where it is not."""
+"""Checks that a checkpoint belongs to this run and this model; errors name the first difference."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ def check_identity(
 ) -> None:
     """Refuse a checkpoint of another run, naming the first field that differs.
 
-    A field that the checkpoint does not have was added to the program after it was written.
+    A field that the checkpoint lacks is not compared: the program got it after the checkpoint was written.
 
     Args:
       override: fields that may differ.
@@ -24,7 +24,7 @@ def check_identity(
         ours, theirs = wanted.get(name), found.get(name)
         if name not in override and ours != theirs:
             if isinstance(ours, list) and isinstance(theirs, list):
-                # A thousand class names tell less than the first that only one side has.
+                # Of a thousand class names, only the first that one side lacks is shown.
                 ours, theirs = _missing(ours, theirs) or ours, _missing(theirs, ours) or theirs
             raise ValueError(
                 f"{path} belongs to a run with {name}={_brief(theirs)}, this one has "
@@ -34,7 +34,7 @@ def check_identity(
 
 
 def _missing(of: list, there: list) -> list:
-    """Return the first entries of one list that the other has not."""
+    """Return the first entries of one list that the other list lacks."""
     return [entry for entry in of if entry not in there][:3]
 
 
@@ -44,10 +44,10 @@ def _brief(value: Any) -> str:
 
 
 def check_structure(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Refuse a checkpoint of another model, naming the first leaf that differs.
+    """Raise if a checkpoint belongs to another model; the message names the first leaf that differs.
 
     Raises:
-      ValueError: a leaf is absent or has another dtype or shape.
+      ValueError: a leaf is missing or has another dtype or shape.
     """
     for name in sorted({*found, *wanted}):
         if found.get(name) != wanted.get(name):

@@ -1,4 +1,4 @@
-"""The loop: joins batches, the compiled step, checkpoints and everything that watches."""
+"""The training loop: batches, the compiled step, checkpoints, logs and sample grids."""
 
 import time
 from collections import deque
@@ -34,14 +34,14 @@ from guidedflow.training.start import (
 from guidedflow.training.state import TrainState, state_bytes
 from guidedflow.training.warm_start import Parameters
 
-# Steps whose results may be under way at once: enough that no device waits for Python, and few
-# enough that virtual CPU devices, which share one thread pool, cannot starve each other.
+# Number of steps that may run at once. It is large enough that no device waits for Python, and small
+# enough that virtual CPU devices, which share one thread pool, do not block each other.
 IN_FLIGHT = 2
 
 
 @dataclass
 class Outcome:
-    """How a run ended: its state, and whether it was stopped before its last step."""
+    """The result of a run: its state, and whether it was stopped before its last step."""
 
     state: TrainState
     stopped: bool
@@ -93,7 +93,7 @@ class Run:
     def _open_sinks(self) -> list[metrics.Sink]:
         log, start = self.config.log, self.step
         online: list[metrics.Sink] = []
-        if log.wandb:  # first, since it may not be installed, and then no file is open yet
+        if log.wandb:  # first: if it is not installed, no other file is open yet
             resolved = configs.resolved(self.config)
             online.append(metrics.WeightsAndBiases(log.wandb, self.folder, resolved))
         sinks: list[metrics.Sink] = [metrics.JsonLines(self.folder / "metrics.jsonl", start)]
@@ -102,7 +102,7 @@ class Run:
         return sinks + online
 
     def fit(self) -> Outcome:
-        """Train to the last step, or to the one after which a stop was asked for.
+        """Train to the last step, or to the step at which a stop was requested.
 
         Raises:
           FloatingPointError: a loss or gradient was not finite and the config says to stop.
@@ -134,7 +134,7 @@ class Run:
         return Outcome(self.state, False)
 
     def _finish(self) -> None:
-        """Wait for the last save; no process leaves before process 0 has committed it."""
+        """Wait for the last save; no process ends before process 0 has committed it."""
         self.checkpointer.wait()
         processes.barrier("the run has ended")
 
@@ -167,7 +167,7 @@ class Run:
 
     def _make_meter(self, batches: data.Prefetch) -> throughput.Meter:
         flops = peak = 0.0
-        if self.lead:  # the only one that writes clocks
+        if self.lead:  # only the lead process writes the throughput
             target = self.setup.target
             flops = self.setup.flops() / target.count
             dtype = getattr(self.setup.network, "dtype", jnp.float32)
@@ -177,7 +177,7 @@ class Run:
         return meter
 
     def _after_step(self, numbers: dict[str, Array], batches: data.Prefetch) -> None:
-        """Count the step, and do what is due at it: log, evaluate, sample, save, in this order."""
+        """Count the step, then log, evaluate, sample and save if due, in this order."""
         self.step += 1
         self.meter.count()
         self.display.advance()
@@ -204,14 +204,14 @@ class Run:
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
-        """Leave what runs inside out of the training rate."""
+        """Exclude the time of the block from the training rate."""
         began = time.perf_counter()
         yield
         self.meter.pause(began)
 
     @contextmanager
     def _profiled(self, step: int) -> Iterator[None]:
-        """Trace the steps that the config asks for."""
+        """Profile the steps that the config selects."""
         first, count = self.config.log.profile
         if count and step == first:
             jax.profiler.start_trace(str(self.folder / "profile"))
@@ -223,9 +223,9 @@ class Run:
             self.display.say(f"profiler trace of {count} steps in {self.folder / 'profile'}")
 
     def _collect(self) -> None:
-        """Bring the oldest metrics under way to the host, waiting for that step."""
+        """Copy the oldest pending metrics to the host; this waits for their step."""
         numbers = self.in_flight.popleft()
-        # A tenth of what `jax.device_get` costs, and this is done at every step.
+        # This runs at every step and costs a tenth of `jax.device_get`.
         self.pending.append({name: float(np.asarray(value)) for name, value in numbers.items()})
         step = self.step - len(self.in_flight)
         if not self.pending[-1]["finite"] and self.config.nonfinite == "stop":
@@ -257,7 +257,7 @@ class Run:
         self.display.record(self.step, {**record, **clocks})
 
     def _draw(self) -> None:
-        """Write what there is to look at: samples, or a classifier's accuracy, and the loss."""
+        """Write the images of the run: samples or a classifier's accuracy, and the loss curve."""
         key = jax.random.key(self.config.seed)
         images = self.sampler(self.state.ema, key) if self.sampler else None
         if not self.lead:
@@ -284,7 +284,7 @@ class Run:
 
 
 def _due(step: int, last: int, every: int) -> bool:
-    """Whether something with this period is due at a step; everything is at the last one."""
+    """Whether something with this period is due at a step; at the last step everything is due."""
     return bool(every) and (step % every == 0 or step == last)
 
 
@@ -296,13 +296,13 @@ def train(
     start: Start | None = None,
     display: bool = True,
 ) -> Outcome:
-    """Train what a config describes in a workdir.
+    """Train the run of a config in a workdir.
 
     Args:
       resume: go on from the newest checkpoint; short for `start=Start(resume=True)`.
       start: how the run begins.
     Raises:
-      ValueError: the config, the workdir or its checkpoints do not allow it.
+      ValueError: the config is invalid, or the workdir or its checkpoints do not match it.
       FloatingPointError: a loss was not finite.
       SaveError: a checkpoint could not be written.
     """

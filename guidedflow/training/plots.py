@@ -1,4 +1,4 @@
-"""What a run shows while it trains: grids of samples at a fixed seed, and the loss curve."""
+"""The images that a run writes while it trains: grids of samples at a fixed seed, and the loss curve."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +29,8 @@ MOST_CLASSES = 16
 def make_sampler(setup: Setup) -> Sampler:
     """Return (params, key) -> images of the fixed labels, compiled over all devices.
 
-    Example i draws from fold_in(key, i), so a grid shows the same noise all through training.
-    Every process calls it at the same steps.
+    Example i draws from fold_in(key, i), so all grids of a run start from the same noise.
+    All processes call it at the same steps.
     """
     options, mesh = setup.config.sample, setup.strategy.mesh
     condition = setup.parts.condition
@@ -73,7 +73,7 @@ def draw_loss(records: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("mean loss of an example")
     axes.set_yscale("log")
-    # A loss spans less than two decades, where powers of ten alone would label one tick or none.
+    # A loss spans less than two decades; labels only at powers of ten would give one tick or none.
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 4, 6)))
     axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -84,9 +84,9 @@ def draw_loss(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_accuracies(records: list[dict[str, Any]], path: Path) -> None:
-    """Write a classifier's held-out accuracy over the time, earlier steps paler, as PNG.
+    """Write a classifier's held-out accuracy over t as PNG; earlier steps are paler.
 
-    Nothing where no record holds one.
+    If no record has an accuracy, nothing is written.
     """
     measured = [record for record in records if any(name.startswith(ACCURACY) for name in record)]
     if not measured:
