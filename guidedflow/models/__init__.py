@@ -5,6 +5,7 @@ from guidedflow.models.dit import DiT
 from guidedflow.models.modulations import tabulated
 from guidedflow.models.presets import PRESETS, create, fields_of
 from guidedflow.models.text import TextEncoder
+from guidedflow.models.text_conditioned import TextConditioned
 from guidedflow.models.unet import UNet
 from guidedflow.nn.microbatching import in_groups
 from guidedflow.nn.stacking import stack_blocks, unstack_blocks
@@ -13,6 +14,7 @@ __all__ = [
     "PRESETS",
     "Classifier",
     "DiT",
+    "TextConditioned",
     "TextEncoder",
     "UNet",
     "create",

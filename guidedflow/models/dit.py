@@ -235,6 +235,7 @@ class DiT(nn.Module):
         """A field whose blocks can be perturbed, its modulations tabulated, its batch cut."""
         rows, (height, width) = self.operations.rows_per_turn, self.grid
         return Capabilities(
+            takes=frozenset({"label", "scalars"}),
             takes_scalars=True,
             transformer=True,
             perturbed=True,

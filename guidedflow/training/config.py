@@ -88,6 +88,20 @@ def defaults() -> ConfigDict:
                 "flip": False,  # mirror half of the pictures at random
                 "data_dir": "",  # folder of prepared sets; empty for the user's cache
             },
+            "condition": {  # what the network is told of an example
+                # labels, prompts or both; empty: what the data set says, the labels of most
+                "kind": "",
+                "tokenizer": "",  # folder of CLIP's vocab.json and merges.txt; empty: units are learned
+                "vocabulary": 2048,  # most units that are learned from the training captions
+                "length": 32,  # positions of a prompt, with its start and end
+                "drop_label": 0.0,  # of both: share of labels left out alone, beside drop_rate
+                "drop_prompt": 0.0,  # of both: share of prompts left out alone, beside drop_rate
+            },
+            "text": {  # the encoder of prompts, learned with the network
+                "width": 128,  # channels of a unit
+                "depth": 2,  # number of blocks
+                "heads": 4,  # of attention
+            },
             "network": {  # unset fields are as the preset has them
                 "preset": "digits",  # a network by name, as DiT-B/2
                 "dtype": "auto",  # of compute: bfloat16 on accelerators, float32 on CPU
@@ -147,7 +161,8 @@ def defaults() -> ConfigDict:
             "sample": {  # grids drawn while training
                 "every": 500,  # steps between grids; 0 for never
                 "rows": 4,  # images a class
-                "classes": 10,  # drawn, from the first
+                "classes": 10,  # drawn, from the first; or the first examples' conditions
+                "prompts": (),  # drawn in place of the classes
                 "scale": 2.0,  # guidance scale
                 "steps": 16,  # of the solver
             },
@@ -202,6 +217,13 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "accumulate": (1, None),
     "drop_rate": (0, 1),
     "guidance_free.low": (0, 1),
+    "condition.vocabulary": (514, None),
+    "condition.length": (3, None),
+    "condition.drop_label": (0, 1),
+    "condition.drop_prompt": (0, 1),
+    "text.width": (1, None),
+    "text.depth": (1, None),
+    "text.heads": (1, None),
     "optimizer.learning_rate": (0, None),
     "optimizer.warm_up": (0, None),
     "optimizer.final": (0, 1),
@@ -229,6 +251,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
 }
 _CHOICES = {
     "nonfinite": ("stop", "skip"),
+    "condition.kind": ("", "labels", "prompts", "both"),
     "optimizer.schedule": ("cosine", "constant"),
     "network.dtype": ("auto", "float32", "bfloat16", "float16"),
 }
@@ -248,7 +271,8 @@ def check(config: ConfigDict) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"config.{name} must be a finite number, got {value}")
         default = known[name]
-        if isinstance(default, tuple) and len(value) != len(default):
+        # A tuple that is empty by default may have any length.
+        if isinstance(default, tuple) and default and len(value) != len(default):
             raise ValueError(f"config.{name} must have {len(default)} values, got {value}")
         if name in _CHOICES and value not in _CHOICES[name]:
             hint = nearest(value, list(_CHOICES[name]))
