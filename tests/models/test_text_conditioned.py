@@ -162,7 +162,7 @@ def test_a_job_encodes_its_prompts_once_and_draws_what_its_network_would(bundle,
 
 
 def test_a_network_that_takes_no_features_is_refused():
-    with pytest.raises(ValueError, match="a DiT takes no features of text.*takes label, scalars"):
+    with pytest.raises(ValueError, match=r"a DiT takes no features of text.*takes label, scalars"):
         TextConditioned(create("tiny"), made().network.text)
     with pytest.raises(ValueError, match="a DiT cannot be told prompts; it takes label, scalars"):
         check_takes(create("tiny"), PROMPTS.gives)

@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_config
 from flax import linen as nn
 from PIL import Image
 
@@ -19,6 +18,7 @@ from guidedflow.nn.capabilities import Capabilities
 from guidedflow.pipelines import Method
 from guidedflow.training import load, loop
 from guidedflow.training.build import build
+from guidedflow.training.config import defaults
 
 
 class Hears(nn.Module):
@@ -110,7 +110,10 @@ def of_the_user(tmp_path_factory):
 
 
 def short(name, preset, **fields):
-    config = tiny_config()
+    config = defaults()
+    config.batch, config.optimizer.warm_up = 8, 2
+    config.log.every, config.log.tensorboard, config.held_out.every = 2, False, 0
+    config.parallel.strategy = "data"
     config.dataset.name, config.dataset.held_out, config.network.preset = name, "", preset
     config.steps = config.checkpoint.every = config.sample.every = 2
     config.sample.rows, config.sample.classes, config.sample.steps = 1, 2, 1
