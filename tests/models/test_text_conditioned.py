@@ -135,9 +135,10 @@ def test_text_is_not_encoded_in_the_scan(bundle):
         found = Counter(scan for name, scan in found if name == "gather")
         return found[False], found[True]
 
-    # Both branches in one look-up of the words; inside, Heun looks twice a step.
+    # Both branches in one look-up of the words; inside, every evaluation of a step has its own.
     assert counted(True) == (1, 0)
-    assert counted(False) == (0, 2)
+    outside, inside = counted(False)
+    assert (outside, inside > 0) == (0, True)
 
 
 def test_a_job_encodes_its_prompts_once_and_draws_what_its_network_would(bundle, monkeypatch):
