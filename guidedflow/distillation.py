@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from guidedflow.keys import threefry
 from guidedflow.losses import mean_square
 from guidedflow.paths import Path, interpolate
 from guidedflow.types import (
@@ -43,7 +44,7 @@ def draw_scale(
     """
     check_number("low", low)
     check_number("high", high, low)
-    return jax.random.uniform(key, (batch,), minval=low, maxval=high)
+    return jax.random.uniform(threefry(key), (batch,), minval=low, maxval=high)
 
 
 def _points(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from guidedflow import predictions
+from guidedflow.keys import example_keys
 from guidedflow.paths import Path, interior, interpolate, log_snr
 from guidedflow.types import (
     Cond,
@@ -21,7 +22,6 @@ from guidedflow.types import (
     check_floating,
     check_number,
     check_times,
-    example_keys,
     expand,
 )
 

@@ -39,6 +39,7 @@ from guidedflow.types import (
     check_times,
     expand,
     pytree,
+    wide,
 )
 
 Prediction = Callable[[Path, Time], tuple[Time, Time]]
@@ -109,13 +110,13 @@ def limits(path: Path, t: Time, src: Prediction, dst: Prediction) -> tuple[Time,
     t = jnp.asarray(t)
     if src is dst:
         return jnp.zeros_like(t), jnp.ones_like(t)
-    wide = t.astype(jnp.promote_types(t.dtype, jnp.float32))
+    exact = wide(t)
 
     def settled(at: Array, near: Array) -> Array:
         limit = jnp.where(jnp.abs(near) < 0.5 / NEAR, near, jnp.nan)
         return jnp.where(jnp.isnan(at), limit, at).astype(t.dtype)
 
-    at, near = (_solve(path, s, src, dst) for s in (wide, interior(wide, NEAR)))
+    at, near = (_solve(path, s, src, dst) for s in (exact, interior(exact, NEAR)))
     return settled(at[0], near[0]), settled(at[1], near[1])
 
 
@@ -151,7 +152,9 @@ def convert(
     if src is dst:
         return value
     p, q = limits(path, t, src, dst)
-    return p * x + q * value
+    result = p * wide(x) + q * wide(value)
+    wider = x if jnp.finfo(x.dtype).bits > jnp.finfo(value.dtype).bits else value
+    return result.astype(wider.dtype)
 
 
 def convert_batch(

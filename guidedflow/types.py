@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PyTree
 
 Cond = Any
 """A pytree of conditions, every leaf with the batch first."""
@@ -144,6 +144,18 @@ def scale_at(scale: Scale, t: Array) -> Array | float:
     return scale(t) if callable(scale) else scale
 
 
+def wide(value: Array) -> Array:
+    """Return `value` in float32, or in its own dtype where that is wider."""
+    # Not by jnp.promote_types, which refuses under jax_numpy_dtype_promotion=strict.
+    return value if jnp.finfo(value.dtype).bits > 32 else value.astype(jnp.float32)
+
+
+def weight_at(scale: Scale, t: Array, like: Array) -> Array:
+    """Return the scale at time `t` as a weight on `like`, b *d, in float32 or wider."""
+    weight = jnp.asarray(scale_at(scale, t), wide(like).dtype)
+    return jnp.asarray(expand(weight, like))
+
+
 def expand(weight: Array | float, like: Array) -> Array | float:
     """Give a per-example weight `b` the trailing axes of `like`, `b *d`; numbers pass.
 
@@ -154,24 +166,6 @@ def expand(weight: Array | float, like: Array) -> Array | float:
         return weight
     check_batch_scale(weight, jnp.shape(like)[0])
     return jnp.reshape(weight, (-1,) + (1,) * (jnp.ndim(like) - 1))
-
-
-def example_keys(key: PRNGKeyArray, batch: int) -> PRNGKeyArray:
-    """Return one key an example: `fold_in(key, i)`, or `key` itself where it is already a batch.
-
-    Raises:
-      ValueError: `key` is no key, or a batch of another size.
-    """
-    dtype = getattr(key, "dtype", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not typed and not (dtype == jnp.uint32 and key.shape[-1:] == (2,)):
-        raise ValueError(f"key must be made by jax.random.key(seed), got {key!r}")
-    keys = key if typed else jax.random.wrap_key_data(key)
-    if keys.ndim == 0:
-        return jax.vmap(lambda i: jax.random.fold_in(keys, i))(jnp.arange(batch))
-    if keys.shape != (batch,):
-        raise ValueError(f"key must be one key or one an example ({batch},), got {keys.shape}")
-    return keys
 
 
 def concrete(value: Any) -> np.ndarray | None:

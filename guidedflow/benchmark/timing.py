@@ -15,15 +15,22 @@ from guidedflow.target import attached
 def timed(
     runs: Mapping[str, Callable[[], None]], repeats: int, report: Callable[[str], None]
 ) -> dict[str, list[float]]:
-    """Return seconds of each run, `repeats` of them, taken in turn after one warm-up round."""
+    """Return seconds of each run, `repeats` of them, taken in turn after one warm-up round.
+
+    Reports the seconds of each warm-up as a first figure.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(repeats + 1):
         for name, run in runs.items():
             began = time.perf_counter()
             run()
+            taken = time.perf_counter() - began
             if index:
-                seconds[name].append(time.perf_counter() - began)
-        report(f"round {index} of {repeats}" if index else "warm")
+                seconds[name].append(taken)
+            else:
+                report(f"warm: {name} {taken:.3g} s")
+        if index:
+            report(f"round {index} of {repeats}")
     return seconds
 
 

@@ -34,13 +34,13 @@ def parser() -> Parser:
     )
     options.add_argument("--batch", type=int, default=8, help="images (default 8)")
     options.add_argument("--batches", help="or several batches one after another, as 1,8,32")
-    options.add_argument("--steps", type=int, default=50, help="solver steps (default 50)")
+    options.add_argument("--steps", type=int, default=10, help="solver steps (default 10)")
     options.add_argument("--repeats", type=int, default=5, help="timed rounds (default 5)")
     options.add_argument("--solver", default="euler", help="euler, midpoint, heun or rk4")
     options.add_argument(
         "--modes",
-        default=",".join(benchmark.MODES),
-        help=f"ways of guiding, of {','.join(benchmark.MODES)} (default all)",
+        default="none,vmapped",
+        help=f"ways of guiding, of {','.join(benchmark.MODES)} (default none,vmapped)",
     )
     options.add_argument(
         "--dtype", help="float32 or bfloat16 (default: what the device is fast in)"

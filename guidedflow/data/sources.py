@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from guidedflow.data import shares
 from guidedflow.data import tfds as prepared
 from guidedflow.data.dataset import Dataset
 from guidedflow.data.digits import prepare_digits
@@ -54,7 +55,7 @@ def load(
       spec: "digits" or "emoji" (prepared on first use), the name of a prepared tensorflow-datasets set
         with or without "tfds:" before it ("cifar10", "tfds:imagenet_resized/64x64"), "folder:PATH" for
         pictures in class subfolders or with captions, "latents:PATH" for what `write_latents` wrote.
-      split: "train", "test", ... as the set has them; for stock sets also "train[:90%]".
+      split: "train", "test", ... as the set has them; also a share, "train[:90%]".
       image_size: side or (height, width): resized to cover it, then cropped at the centre; None
         keeps a fixed stored size.
       data_dir: where prepared sets lie; `default_data_dir()` and ~/tensorflow_datasets otherwise.
@@ -109,6 +110,16 @@ def _open_latents(
     return dataset
 
 
+def _with_shares(open_source: Source) -> Source:
+    """Return the same, which also opens shares of its splits; prepared sets cut theirs themselves."""
+
+    def opened(rest: str, *, split: str, **options: Any) -> Dataset:
+        name, part = shares.parse(split)
+        return shares.share(open_source(rest, split=name, **options), split, part)
+
+    return opened
+
+
 def _open_local(
     rest: str, *, name: str, data_dir: Any, class_names: Any, **options: Any
 ) -> Dataset:
@@ -121,8 +132,8 @@ def _open_tfds(rest: str, *, data_dir: Any, class_names: Any, **options: Any) ->
 
 SOURCES: dict[str, Source] = {
     **{name: functools.partial(_open_local, name=name) for name in _LOCAL},
-    "folder": _open_folder,
-    "latents": _open_latents,
+    "folder": _with_shares(_open_folder),
+    "latents": _with_shares(_open_latents),
     "tfds": _open_tfds,
 }
 """What stands before the colon of a data set's string, to what opens it."""

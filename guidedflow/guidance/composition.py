@@ -9,7 +9,6 @@ from jaxtyping import Array, PyTree
 from guidedflow.guidance.branches import Branches, check_stateless, vmapped
 from guidedflow.guidance.extrapolation import where_guided
 from guidedflow.guidance.projections import along
-from guidedflow.guidance.spaces import wide
 from guidedflow.types import (
     Cond,
     Evaluation,
@@ -20,9 +19,10 @@ from guidedflow.types import (
     check_number,
     check_scale,
     evaluate,
-    expand,
     pytree,
     scale_at,
+    weight_at,
+    wide,
 )
 
 
@@ -56,12 +56,11 @@ class Compose:
     ) -> tuple[Evaluation, PyTree]:
         _check_conditions("compose", cond, len(self.scales))
         each = _branches(self.branches, self.model, self.null, x, t, cond, at)
-        null = each.velocity[-1]
+        *branches, null = wide(each.velocity)
         velocity = null
-        for scale, branch in zip(self.scales, each.velocity[:-1], strict=True):
-            weight = expand(jnp.asarray(scale_at(scale, at), jnp.float32), x)
-            velocity = velocity + weight * (branch - null)
-        velocity = velocity.astype(null.dtype)
+        for scale, branch in zip(self.scales, branches, strict=True):
+            velocity = velocity + weight_at(scale, at, null) * (branch - null)
+        velocity = velocity.astype(each.velocity.dtype)
         first = jax.tree.map(lambda leaf: leaf[0], each)
         return first._replace(velocity=velocity, renoise=velocity), state
 
@@ -127,13 +126,13 @@ class Perpendicular:
 
         def guided() -> Evaluation:
             each = _branches(self.branches, self.model, self.null, x, t, cond, at)
-            n = scale_at(self.negative, at)
+            strong, null = each.velocity[0], wide(each.velocity[2])
+            n = jnp.asarray(scale_at(self.negative, at), null.dtype)
             check_batch_scale(n, jnp.shape(x)[0])
             n = jnp.broadcast_to(n, jnp.shape(x)[:1])
             push = jax.vmap(one)(each.velocity[0], each.velocity[1], each.velocity[2], n)
-            weight = expand(jnp.asarray(w, jnp.float32), x)
-            strong = each.velocity[0]
-            velocity = (each.velocity[2] + weight * push).astype(strong.dtype)
+            weight = weight_at(self.scale, at, null)
+            velocity = (null + weight * push).astype(strong.dtype)
             velocity = jnp.where(jnp.broadcast_to(weight == 1, x.shape), strong, velocity)
             first = jax.tree.map(lambda leaf: leaf[0], each)
             return first._replace(velocity=velocity, renoise=velocity)

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from guidedflow import predictions
+from guidedflow import loops, predictions
 from guidedflow.guidance.branches import Branches, vmapped
 from guidedflow.guidance.extrapolation import classifier_free
 from guidedflow.guidance.projections import magnitude, norm, optimized_scale
-from guidedflow.guidance.spaces import MARGIN, check_space, to_space, wide
+from guidedflow.guidance.spaces import MARGIN, check_space, to_space
 from guidedflow.paths import Path
 from guidedflow.types import (
     RENOISE,
@@ -27,6 +27,7 @@ from guidedflow.types import (
     init_state,
     needs,
     pytree,
+    wide,
 )
 
 
@@ -69,7 +70,7 @@ class Rescale:
             ratio = jnp.where(some, wanted / jnp.where(some, came, 1), 1)
             return velocity + self.phi * (ratio - 1) * guided / q
 
-        velocity = jax.vmap(one)(base.velocity, base.conditional, x, t)
+        velocity = jax.vmap(one)(wide(base.velocity), base.conditional, x, t)
         return _corrected(self.model, base, velocity), state
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
@@ -130,7 +131,7 @@ class DynamicThreshold:
         data, q = predictions.read(
             self.path, base.native, wide(base.velocity), wide(x), inner, predictions.data
         )
-        velocity = jax.vmap(one)(data, q, base.velocity, t)
+        velocity = jax.vmap(one)(data, q, wide(base.velocity), t)
         return _corrected(self.model, base, velocity), state
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
@@ -226,7 +227,7 @@ class ZeroInit:
             base, _ = jax.eval_shape(moving)
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), base), state
 
-        return jax.lax.cond(jnp.all(still), standing, moving)
+        return loops.cond(jnp.all(still), standing, moving)
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
         return self.evaluate(self.init(x), x, t, cond, t)[0].velocity

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from guidedflow import loops
 from guidedflow.guidance.branches import Branches, check_stateless, vmapped
 from guidedflow.types import (
     Cond,
@@ -25,6 +26,7 @@ from guidedflow.types import (
     evaluate,
     pytree,
     scale_at,
+    wide,
 )
 
 
@@ -64,11 +66,12 @@ def apply_rule(
     t: Array,
     memory: PyTree,
 ) -> tuple[Evaluation, PyTree]:
-    """Join two branches, all `b *d`; scales () or (b,). Computed in x's dtype or wider."""
-    w = jnp.asarray(w, jnp.float32)
+    """Join two branches, all `b *d`; scales () or (b,). Computed in float32 or wider."""
+    c, u, x = wide(strong.velocity), wide(weak.velocity), wide(x)
+    w, t = jnp.asarray(w, x.dtype), t.astype(x.dtype)
     check_batch_scale(w, jnp.shape(x)[0])
     axes = (0, 0, 0 if w.ndim else None, 0, 0, 0)
-    velocity, memory = jax.vmap(rule, in_axes=axes)(strong.velocity, weak.velocity, w, x, t, memory)
+    velocity, memory = jax.vmap(rule, in_axes=axes)(c, u, w, x, t, memory)
     velocity = velocity.astype(strong.velocity.dtype)
     return strong._replace(velocity=velocity, renoise=velocity), memory
 
@@ -91,7 +94,7 @@ def where_guided(
         return alone()
     if not callable(scale):
         return guided()
-    return jax.lax.cond(jnp.all(jnp.asarray(w) == 1), alone, guided)
+    return loops.cond(jnp.all(jnp.asarray(w) == 1), alone, guided)
 
 
 @pytree

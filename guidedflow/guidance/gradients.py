@@ -34,21 +34,22 @@ from guidedflow.types import (
     expand,
     init_state,
     pytree,
-    scale_at,
+    weight_at,
+    wide,
 )
 
 LogProb = Callable[[Array, Array, Cond], Array]
 """(x: b *d, t: b, cond) -> log p(cond given x_t): b."""
 
 
-def _push(path: Path, gradient: Array, t: Array, scale: Array | float, like: Array) -> Array:
-    """Return what `scale` times a score adds to the velocity, b *d."""
+def _push(path: Path, gradient: Array, t: Array, weight: Array, like: Array) -> Array:
+    """Return what `weight` times a score adds to the velocity `like`, b *d."""
 
     def slope(s: Array) -> Array:
         return predictions.conversion(path, s, predictions.score, predictions.velocity)[1]
 
     coefficient = expand(jax.vmap(slope)(t), like)
-    return (expand(scale, like) * coefficient * gradient).astype(like.dtype)
+    return (weight * coefficient * wide(gradient)).astype(like.dtype)
 
 
 @pytree
@@ -73,7 +74,8 @@ class Classifier:
         def total(x: Array) -> Array:
             return jnp.sum(self.log_prob(x, inner, cond))
 
-        push = _push(self.path, jax.grad(total)(x), inner, scale_at(self.scale, at), x)
+        weight = weight_at(self.scale, at, x)
+        push = _push(self.path, jax.grad(total)(x), inner, weight, base.velocity)
         return base._replace(velocity=base.velocity + push, renoise=base.renoise + push), state
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
@@ -125,7 +127,7 @@ class AncestralClassifier:
     ) -> tuple[Evaluation, PyTree]:
         base, state = evaluate(self.model, state, x, t, cond, at)
         gradient = jax.grad(lambda x: jnp.sum(self.log_prob(x, t, cond)))(x)
-        shift = (expand(scale_at(self.scale, at), x) * gradient).astype(x.dtype)
+        shift = (weight_at(self.scale, at, x) * wide(gradient)).astype(x.dtype)
         if base.shift is not None:
             shift = shift + base.shift
         return base._replace(shift=shift), state
@@ -191,7 +193,8 @@ class LossGuidance:
             return -jnp.sum(losses), (base, after)
 
         gradient, (base, after) = jax.grad(total, has_aux=True)(x)
-        push = _push(self.path, gradient, inner, scale_at(self.scale, at), x)
+        weight = weight_at(self.scale, at, x)
+        push = _push(self.path, gradient, inner, weight, base.velocity)
         return base._replace(velocity=base.velocity + push, renoise=base.renoise + push), after
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:

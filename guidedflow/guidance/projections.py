@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from guidedflow import predictions
-from guidedflow.guidance.spaces import MARGIN, to_space, wide
+from guidedflow.guidance.spaces import MARGIN, to_space
 from guidedflow.paths import Path
-from guidedflow.types import check_number
+from guidedflow.types import check_number, wide
 
 
 def dot(a: Float[Array, "*d"], b: Float[Array, "*d"]) -> Float[Array, ""]:

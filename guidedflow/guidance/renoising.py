@@ -15,9 +15,9 @@ from guidedflow.types import (
     Scale,
     broadcast_null,
     check_number,
-    expand,
     pytree,
-    scale_at,
+    weight_at,
+    wide,
 )
 
 
@@ -40,10 +40,9 @@ class PlusPlus:
         conds = (cond, broadcast_null(self.null, cond))
         both = self.branches(self.model, x, t, conds, at)
         strong, weak = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(2))
-        c, u = strong.velocity, weak.velocity
-        share = expand(jnp.asarray(scale_at(self.scale, at), jnp.float32), x)
-        velocity = (u + share * (c - u)).astype(c.dtype)
-        return strong._replace(velocity=velocity, renoise=u), state
+        c, u = wide(strong.velocity), wide(weak.velocity)
+        velocity = (u + weight_at(self.scale, at, x) * (c - u)).astype(strong.velocity.dtype)
+        return strong._replace(velocity=velocity, renoise=weak.velocity), state
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
         return self.evaluate((), x, t, cond, t)[0].velocity

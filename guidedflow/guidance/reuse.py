@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from guidedflow import loops
 from guidedflow.guidance.branches import Branches, check_stateless, vmapped
 from guidedflow.guidance.extrapolation import Affine, Rule, apply_rule, where_guided
 from guidedflow.types import (
@@ -20,6 +21,7 @@ from guidedflow.types import (
     expand,
     pytree,
     scale_at,
+    wide,
 )
 
 _AFFINE = Affine()
@@ -58,7 +60,7 @@ class Reuse:
     def init(self, x: Array) -> PyTree:
         nothing, count = jnp.zeros_like(x), jnp.int32(0)
         # Apart from each other and from every t, so that no line is drawn through one time.
-        never = jnp.full(jnp.shape(x)[0], -1, jnp.float32)
+        never = jnp.full(jnp.shape(x)[0], -1, wide(x).dtype)
         return Kept(nothing, nothing, (never, never - 1), count, count, jax.vmap(self.rule.init)(x))
 
     def evaluate(
@@ -75,23 +77,23 @@ class Reuse:
             pair = self.branches(self.model, x, t, conds, at)
             strong, weak = (jax.tree.map(lambda leaf, i=i: leaf[i], pair) for i in range(2))
             guided, memory = apply_rule(self.rule, strong, weak, w, x, t, state.memory)
-            difference = (strong.velocity - weak.velocity).astype(x.dtype)
+            difference = (wide(strong.velocity) - wide(weak.velocity)).astype(x.dtype)
             return guided, self._take(state, difference, t)._replace(memory=memory)
 
         def one() -> tuple[Evaluation, PyTree]:
             strong, _ = evaluate(self.model, (), x, t, cond, at)
-            weak = strong._replace(velocity=strong.velocity - self._guess(state, t))
+            weak = strong._replace(velocity=wide(strong.velocity) - self._guess(state, t))
             guided, memory = apply_rule(self.rule, strong, weak, w, x, t, state.memory)
             return guided, state._replace(age=state.age + 1, memory=memory)
 
         def guided() -> tuple[Evaluation, PyTree]:
             due = (state.age >= self.every) | (state.taken <= self.order)
-            return jax.lax.cond(due, both, one)
+            return loops.cond(due, both, one)
 
         return where_guided(self.scale, w, guided, conditional_alone)
 
     def _take(self, state: Kept, difference: Array, t: Array) -> Kept:
-        when = t.astype(jnp.float32)
+        when = t.astype(state.times[0].dtype)
         return state._replace(
             newest=difference,
             before=state.newest,
@@ -102,9 +104,9 @@ class Reuse:
 
     def _guess(self, state: Kept, t: Array) -> Array:
         last, first = state.times
-        ahead = self.order * (t.astype(jnp.float32) - last) / (last - first)
-        slope = state.newest - state.before
-        return (state.newest + expand(ahead, slope) * slope).astype(slope.dtype)
+        ahead = self.order * (t.astype(last.dtype) - last) / (last - first)
+        newest, before = wide(state.newest), wide(state.before)
+        return newest + expand(ahead, newest) * (newest - before)
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
         return self.evaluate(self.init(x), x, t, cond, t)[0].velocity

@@ -34,11 +34,6 @@ def to_space(path: Path | None, space: predictions.Prediction, t: Array) -> tupl
     return predictions.conversion(path, inner, predictions.velocity, space)
 
 
-def wide(value: Array) -> Array:
-    """Return `value` in float32, or in its own dtype where that is wider."""
-    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
-
-
 @dataclasses.dataclass(frozen=True)
 class in_space:
     """Apply another rule in another prediction space, and return its result as a velocity.

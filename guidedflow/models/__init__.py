@@ -3,7 +3,7 @@
 from guidedflow.models.classifier import Classifier
 from guidedflow.models.dit import DiT
 from guidedflow.models.modulations import tabulated
-from guidedflow.models.presets import PRESETS, create, fields_of
+from guidedflow.models.presets import PRESETS, create, fields_of, settable
 from guidedflow.models.text import TextEncoder
 from guidedflow.models.text_conditioned import TextConditioned
 from guidedflow.models.unet import UNet
@@ -20,6 +20,7 @@ __all__ = [
     "create",
     "fields_of",
     "in_groups",
+    "settable",
     "stack_blocks",
     "tabulated",
     "unstack_blocks",

@@ -1,4 +1,7 @@
-"""Networks by name: the sizes of the DiT paper for 256-pixel latents, and small ones."""
+"""Networks by name: the sizes of the DiT paper for 256-pixel latents, U-Nets, and small ones.
+
+A run or a caller gives another image size, channels and classes; those here only stand in for them.
+"""
 
 import dataclasses
 from typing import Any
@@ -18,6 +21,14 @@ _SIZES = {
     "XL": {"width": 1152, "depth": 28, "heads": 16},
 }
 _LATENTS = {"image_size": 32, "channels": 4, "num_classes": 1000, "double_channels": True}
+# M is what Nichol & Dhariwal 2021 train on CIFAR-10, L what Dhariwal & Nichol 2021 train on ImageNet 64×64,
+# as their programs are called, but for dropout and blocks that resample.
+_UNETS = {
+    "S": {"width": 64, "multipliers": (1, 2, 2), "blocks": 2, "attend": (2,)},
+    "M": {"width": 128, "multipliers": (1, 2, 2, 2), "blocks": 3, "attend": (1, 2)},
+    "L": {"width": 192, "multipliers": (1, 2, 3, 4), "blocks": 3, "attend": (1, 2, 3)},
+}
+_PIXELS = {"image_size": 32, "channels": 3, "num_classes": 10}
 _DIGITS = {"image_size": 8, "channels": 1, "num_classes": 10}
 
 PRESETS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
@@ -26,6 +37,8 @@ PRESETS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
         for size, fields in _SIZES.items()
         for patch in (2, 4, 8)
     },
+    **{f"UNet-{size}": (UNet, {**_PIXELS, **fields}) for size, fields in _UNETS.items()},
+    "small": (DiT, {**_PIXELS, "patch": 4, "width": 128, "depth": 4, "heads": 4}),
     "digits": (DiT, {**_DIGITS, "patch": 2, "width": 128, "depth": 4, "heads": 4}),
     "digits-large": (DiT, {**_DIGITS, "patch": 1, "width": 192, "depth": 6, "heads": 6}),
     "tiny": (DiT, {**_DIGITS, "patch": 4, "width": 16, "depth": 2, "heads": 2}),
@@ -45,6 +58,24 @@ def fields_of(name: str) -> list[str]:
     network, _ = choose("network preset", name, PRESETS)
     own = [field.name for field in dataclasses.fields(network)]
     return [field for field in own if field not in ("parent", "name")]
+
+
+# Fields that follow from the data, the task and the device.
+_GIVEN = ("image_size", "channels", "num_classes", "scalars", "dtype", "operations")
+
+
+def settable(name: str) -> dict[str, Any]:
+    """Return the fields of the network of that name that a config may set, with their types.
+
+    All but those that follow from the data, the task and the device.
+
+    Raises:
+      ValueError: an unknown name (the message says the nearest).
+    """
+    network, _ = choose("network preset", name, PRESETS)
+    free = [field for field in fields_of(name) if field not in _GIVEN]
+    types = {field.name: field.type for field in dataclasses.fields(network)}
+    return {field: types[field] for field in free}
 
 
 def create(name: str, **overrides: Any) -> nn.Module:

@@ -20,6 +20,7 @@ from guidedflow import samplers
 from guidedflow.bundle import Bundle, encoded
 from guidedflow.guidance import classifier as classifier_guidance
 from guidedflow.guidance import extrapolate
+from guidedflow.keys import fold_each
 from guidedflow.nn.capabilities import capabilities
 from guidedflow.paths import Path
 from guidedflow.pipelines.methods import GRIDS, GUIDANCE, SOLVERS, WEAKER, Method
@@ -98,7 +99,7 @@ def _start(
     path: Path,
 ) -> tuple[PRNGKeyArray, Float[Array, "b h w c"]]:
     """Return each image's key and its noise, of the size that the path has where the grid starts."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+    keys = fold_each(key, indices)
     noise = samplers.draw_noise(keys, (indices.shape[0], *shape))
     return keys, samplers.start(path, noise, ts)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from guidedflow import loops
 from guidedflow.types import (
     Cond,
     ModelFn,
@@ -90,7 +91,7 @@ def sample_ode_adaptive(
       The states, the evaluations spent and whether the end was reached.
     Raises:
       ImportError: diffrax is missing; the message names the extra.
-      ValueError: an argument out of range, or a model with a memory.
+      ValueError: an argument out of range, a model with a memory, or a shard_map with check_vma.
       RuntimeError: an example did not reach `high` within max_steps; under jit, `reached` says so.
     Source: Dormand & Prince 1980; Tsitouras 2011; Hairer, Nørsett & Wanner 1993, eq. II.4.11.
     """
@@ -108,6 +109,11 @@ def sample_ode_adaptive(
     check_batch("cond", cond, jnp.shape(noise)[0])
     if needs(model):
         raise ValueError(f"adaptive steps use no {sorted(needs(model))}, which the model asks for")
+    if loops.varies((noise, cond)):
+        raise ValueError(
+            "diffrax's loops do not say what varies over the mesh: call adaptive steps within "
+            "jax.shard_map(..., check_vma=False)"
+        )
     if jax.tree.leaves(init_state(model, noise)):
         raise ValueError("the model keeps a state from step to step, which adaptive steps reject")
     _diffrax()

@@ -135,7 +135,7 @@ class Ancestral:
         kept = (alpha_t * sigma / (alpha * sigma_t)) ** 2
         own = jnp.maximum(1 - kept, 0)
         # At s = 1 the posterior is a point: the floor keeps its logarithm finite, its noise is 0.
-        floor = jnp.finfo(jnp.float32).tiny
+        floor = float(jnp.finfo(jnp.float32).tiny)
         low = jnp.log(jnp.maximum(own * sigma**2, floor))
         spread_s, spread_t = alpha**2 + sigma**2, alpha_t**2 + sigma_t**2
         high = jnp.log(jnp.maximum(own * sigma_t**2 * spread_s / spread_t, floor))

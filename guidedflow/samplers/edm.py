@@ -131,5 +131,5 @@ def _ends_clean(path: Path, ts: GridLike) -> bool:
     known = concrete(ts)
     if known is None:
         return False
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         return float(path.sigma(jnp.asarray(known[-1]))) == 0

@@ -108,9 +108,9 @@ def highest(order: int, history: History, steps: int | None, ends: Array) -> Arr
       steps: the grid's number of steps, if the order is to fall to 1 at its end; otherwise None.
       ends: whether this step ends at sigma = 0, where only order 1 is defined.
     """
-    taken = jnp.arange(order) < history.seen
+    taken = jnp.arange(order, dtype=history.seen.dtype) < history.seen
     # A grid from alpha = 0 has its first evaluation at l = -inf, through which goes no polynomial.
-    usable = jnp.sum(taken & jnp.isfinite(history.at))
+    usable = jnp.sum(taken & jnp.isfinite(history.at), dtype=history.seen.dtype)
     if steps is not None:
         usable = jnp.minimum(usable, steps - history.seen + 1)
     return jnp.where(ends, 1, jnp.maximum(usable, 1))
@@ -215,7 +215,7 @@ class Singlestep:
     moments: Moments
 
     def init(self, x: Array) -> Pending:
-        at = jnp.zeros((), jnp.result_type(float))
+        at = jnp.zeros((), x.dtype)
         return Pending(jnp.zeros_like(x), jnp.zeros_like(x), at, jnp.zeros((), bool))
 
     def __call__(self, step: Step) -> tuple[Array, Pending]:

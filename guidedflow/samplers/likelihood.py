@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from guidedflow.keys import example_keys
 from guidedflow.paths import Path
 from guidedflow.samplers.ode import rk4
 from guidedflow.samplers.scan import Solver, run
@@ -24,7 +25,6 @@ from guidedflow.types import (
     check_batch,
     check_floating,
     check_number,
-    example_keys,
     init_state,
     pytree,
 )

@@ -8,10 +8,10 @@ integral into one weight an evaluation; exponential integrators differ in the mo
 import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from guidedflow import loops
 from guidedflow.samplers.ode import heun, rk4
 from guidedflow.samplers.scan import Step
 
@@ -32,7 +32,7 @@ class History(NamedTuple):
     @classmethod
     def empty(cls, x: Array, length: int) -> "History":
         """A history of nothing, with room for `length` evaluations like x."""
-        at = jnp.zeros((length,), jnp.result_type(float))
+        at = jnp.zeros((length,), x.dtype)
         return cls(jnp.zeros((length, *x.shape), x.dtype), at, jnp.zeros((), jnp.int32))
 
     def push(self, value: Array, at: Array) -> "History":
@@ -104,7 +104,7 @@ class AdamsBashforth:
 
         if self.order <= 2:
             return multistep(), history
-        return jax.lax.cond(history.seen <= self.order - 2, one_step, multistep), history
+        return loops.cond(history.seen <= self.order - 2, one_step, multistep), history
 
 
 def adams_bashforth(order: int = 2) -> AdamsBashforth:

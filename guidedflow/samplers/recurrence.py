@@ -2,10 +2,10 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from guidedflow import loops
 from guidedflow.paths import Path
 from guidedflow.samplers.scan import Solver, Step
 
@@ -32,7 +32,7 @@ class Recurrent:
         lost = self.path.sigma(step.t) ** 2 - (ratio * self.path.sigma(step.s)) ** 2
         spread = jnp.sqrt(jnp.maximum(lost, 0))
 
-        def again(index: Array, carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
+        def again(carry: tuple[Array, PyTree], index: Array) -> tuple[tuple, None]:
             # Draw 0 of a repetition renews the noise, those after it are the solver's.
             begin = 1000 * (index + 1)
             x = (ratio * carry[0] + spread * step.draw(begin)).astype(step.x.dtype)
@@ -42,11 +42,11 @@ class Recurrent:
                 draw=lambda n: step.draw(begin + 1 + n),
             )
             x, memory = self.solver(repeated)
-            return x.astype(step.x.dtype), memory
+            return (x.astype(step.x.dtype), memory), None
 
         x, memory = self.solver(step)
         carry = (x.astype(step.x.dtype), memory)
-        return jax.lax.fori_loop(0, self.repeats - 1, again, carry)
+        return loops.scan(again, carry, jnp.arange(self.repeats - 1))[0]
 
 
 def recurrent(solver: Solver, path: Path, repeats: int) -> Solver:

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from guidedflow import loops
+from guidedflow.keys import example_keys
 from guidedflow.paths import Path
 from guidedflow.times import GridLike, as_grid
 from guidedflow.types import (
@@ -25,9 +27,9 @@ from guidedflow.types import (
     check_batch,
     check_floating,
     evaluate,
-    example_keys,
     init_state,
     needs,
+    wide,
 )
 
 
@@ -156,16 +158,19 @@ def _run(static: _Static, arrays: list, noise: Array, ts: Array, cond: Cond, key
     pairs = zip(arrays, static.leaves, strict=True)
     leaves = [constant if array is None else array for array, constant in pairs]
     model = jax.tree.unflatten(static.treedef, leaves)
+    # Solvers and schedules count in float32 or wider; the model sees x in the noise's own dtype.
+    ts = ts.astype(wide(noise).dtype)
 
     def advance(solver: Solver, carry: tuple, times: tuple) -> tuple:
         x, state, memory = carry
-        t, s, index = times
+        x, (t, s, index) = wide(x), times
 
         # Compiled into the step; by itself it is traced once for all evaluations of a step.
         @jax.jit
         def at(x: Array, time: Array) -> tuple[Evaluation, PyTree]:
             batched = jnp.broadcast_to(time, x.shape[:1])
-            return evaluate(model, state, x.astype(noise.dtype), batched, cond, t)
+            told, after = evaluate(model, state, x.astype(noise.dtype), batched, cond, t)
+            return jax.tree.map(wide, told), after
 
         def draw(n: int | Array) -> Array:
             if keys is None:
@@ -174,7 +179,7 @@ def _run(static: _Static, arrays: list, noise: Array, ts: Array, cond: Cond, key
             def one(k: PRNGKeyArray) -> Array:
                 # The initial noise came from k itself, so no draw of a step may.
                 k = jax.random.fold_in(jax.random.fold_in(k, index + 1), n)
-                return jax.random.normal(k, noise.shape[1:], noise.dtype)
+                return wide(jax.random.normal(k, noise.shape[1:], noise.dtype))
 
             return jax.vmap(one)(keys)
 
@@ -185,7 +190,7 @@ def _run(static: _Static, arrays: list, noise: Array, ts: Array, cond: Cond, key
         x, memory = solver(step)
         return x.astype(noise.dtype), state_after, memory
 
-    memory = static.solver.init(noise) if hasattr(static.solver, "init") else ()
+    memory = static.solver.init(wide(noise)) if hasattr(static.solver, "init") else ()
     carry = (noise, init_state(model, noise), memory)
     times = (ts[:-1], ts[1:], jnp.arange(ts.shape[0] - 1))
     scanned = times if static.last is None else jax.tree.map(lambda a: a[:-1], times)
@@ -195,7 +200,7 @@ def _run(static: _Static, arrays: list, noise: Array, ts: Array, cond: Cond, key
         return carry, carry[0] if static.trajectory else None
 
     states: Any
-    carry, states = jax.lax.scan(body, carry, scanned)
+    carry, states = loops.scan(body, carry, scanned)
     if static.last is not None:
         carry = advance(static.last, carry, jax.tree.map(lambda a: a[-1], times))
     if not static.trajectory:

@@ -20,7 +20,8 @@ from guidedflow.registry import choose
 from guidedflow.scales import TakesScale
 from guidedflow.target import Target, attached
 from guidedflow.training import parallel, registries, state
-from guidedflow.training.config import check, identity
+from guidedflow.training.config import identity, settled
+from guidedflow.training.config_check import check
 from guidedflow.training.flops import counted
 from guidedflow.training.load import load_bundle
 from guidedflow.training.step import Batch, LossFn, Schedule, StepFn, ema_schedule, make_step
@@ -61,7 +62,7 @@ class Setup:
 
     @property
     def config(self) -> ConfigDict:
-        """The config, as checked."""
+        """The config, as checked and settled."""
         return self.parts.config
 
     @property
@@ -201,6 +202,7 @@ def build(config: ConfigDict, *, target: Target | None = None) -> Setup:
         that do not fit one another or the devices.
     """
     check(config)
+    config = settled(config)
     target = target or attached()
     make_strategy = choose("strategy", config.parallel.strategy, parallel.STRATEGIES)
     strategy = make_strategy(target, config.parallel.data, config.parallel.fsdp)

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from guidedflow.training import integrity, processes
+from guidedflow.training.agreement import check_identity, check_structure
+from guidedflow.training.config import completed
 from guidedflow.training.state import TrainState, fingerprint, structure
 
 FORMAT = 1
@@ -107,51 +109,8 @@ def read_record(path: Path) -> Record:
             f"up to {FORMAT}); upgrade guidedflow"
         )
     raw["leaves"] = {name: tuple(value) for name, value in raw["leaves"].items()}
+    raw["identity"] = completed(raw["identity"], raw["config"])
     return Record(**raw)
-
-
-def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another run, naming the first field that differs.
-
-    A field that the checkpoint does not have was added to the program after it was written.
-
-    Raises:
-      ValueError: a field differs.
-    """
-    for name in sorted(found):
-        ours, theirs = wanted.get(name), found.get(name)
-        if ours != theirs:
-            if isinstance(ours, list) and isinstance(theirs, list):
-                # A thousand class names tell less than the first that only one side has.
-                ours, theirs = _missing(ours, theirs) or ours, _missing(theirs, ours) or theirs
-            raise ValueError(
-                f"{path} belongs to a run with {name}={_brief(theirs)}, this one has "
-                f"{name}={_brief(ours)}; take that value or another workdir"
-            )
-
-
-def _missing(of: list, there: list) -> list:
-    """Return the first entries of one list that the other has not."""
-    return [entry for entry in of if entry not in there][:3]
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:199]}…"
-
-
-def check_structure(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Refuse a checkpoint of another model, naming the first leaf that differs.
-
-    Raises:
-      ValueError: a leaf is absent or has another dtype or shape.
-    """
-    for name in sorted({*found, *wanted}):
-        if found.get(name) != wanted.get(name):
-            raise ValueError(
-                f"{path} is of another model: {name} is {found.get(name, 'absent')} there and "
-                f"{wanted.get(name, 'absent')} here"
-            )
 
 
 class Damaged(Exception):
@@ -192,6 +151,7 @@ def restore(
     abstract: TrainState,
     identity: Mapping[str, Any] | None = None,
     *,
+    override: Collection[str] = (),
     only: str | None = None,
     repair: bool = False,
     say: Callable[[str], None] = logger.warning,
@@ -205,6 +165,7 @@ def restore(
       folder: the run's `checkpoints` folder.
       abstract: shapes, dtypes and shardings wanted; these may differ from those saved with.
       identity: what must match; None accepts any run of the same structure.
+      override: fields of `identity` that may differ.
       only: read this field of the state alone (`"ema"` for sampling); the others stay placeholders.
       repair: rename damaged checkpoints; only for the run that owns the folder.
       say: gets one line for every damaged checkpoint.
@@ -217,7 +178,7 @@ def restore(
         try:
             record = _verified(path)
             if identity is not None:
-                check_identity(path, record.identity, identity)
+                check_identity(path, record.identity, identity, override)
             found = {name: shape for name, (shape, _) in record.leaves.items()}
             check_structure(path, found, structure(abstract))
             return _load(path, record, abstract, only), record

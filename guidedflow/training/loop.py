@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +17,22 @@ from ml_collections import ConfigDict
 
 from guidedflow import data
 from guidedflow.training import config as configs
-from guidedflow.training import grids, metrics, parallel, plots, processes, throughput, workdir
+from guidedflow.training import grids, metrics, plots, processes, throughput, workdir
 from guidedflow.training.batches import HeldOut, Numbered
 from guidedflow.training.build import Setup, build
-from guidedflow.training.checkpoint import Checkpointer, Keep, Record, restore, steps_in
+from guidedflow.training.checkpoint import Checkpointer, Keep, steps_in
+from guidedflow.training.options import Start
 from guidedflow.training.preemption import StopRequests
+from guidedflow.training.start import (
+    changes,
+    check_override,
+    settled_for,
+    start_state,
+    warm_parameters,
+    write_history,
+)
 from guidedflow.training.state import TrainState, state_bytes
+from guidedflow.training.warm_start import Parameters
 
 # Steps whose results may be under way at once: enough that no device waits for Python, and few
 # enough that virtual CPU devices, which share one thread pool, cannot starve each other.
@@ -37,42 +47,32 @@ class Outcome:
     stopped: bool
 
 
-def start_state(
-    setup: Setup, folder: Path, resume: bool, say: Callable[[str], None]
-) -> tuple[TrainState, Record | None]:
-    """Return a fresh state, or the newest good checkpoint's.
-
-    Raises:
-      ValueError: the folder holds checkpoints and `resume` is off; or as `restore` has it.
-    """
-    abstract = parallel.abstract_state(setup.init, setup.strategy)
-    if steps_in(folder):
-        if not resume:
-            raise ValueError(
-                f"{folder.parent} already holds a run at step {steps_in(folder)[-1]}; "
-                "add --resume to go on with it, or take another workdir"
-            )
-        state_and_record = restore(folder, abstract, setup.identity, repair=True, say=say)
-        if state_and_record is not None:
-            return state_and_record
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(setup.init, out_shardings=places)(jax.random.key(setup.config.seed)), None
-
-
 class Run:
     """One run in a workdir, from its first or a resumed step to its last."""
 
-    def __init__(self, setup: Setup, folder: Path, resume: bool, display: bool = True) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        folder: Path,
+        start: Start,
+        warm: Parameters | None = None,
+        display: bool = True,
+    ) -> None:
         self.setup, self.folder, self.config = setup, folder, setup.config
         self.lead = processes.is_lead()
         say = print if self.lead and display else (lambda line: None)
         checkpoints = workdir.checkpoints(folder)
-        self.state, record = start_state(setup, checkpoints, resume, say)
+        self.state, record = start_state(
+            setup, checkpoints, start.resume, say, start.override, warm
+        )
         self.step = record.step if record else 0
         self.pending: metrics.Pending = list(record.pending) if record else []
         self.rated: dict[str, float] = dict(record.metrics) if record else {}
         if record:
             say(f"resumed from step {self.step}")
+        changed = changes(setup, start, record)
+        if changed and self.lead:
+            say(write_history(folder, self.step, changed))
         options = self.config.checkpoint
         self.checkpointer = Checkpointer(
             checkpoints,
@@ -298,21 +298,34 @@ def _due(step: int, last: int, every: int) -> bool:
 
 
 def train(
-    config: ConfigDict, folder: Path, *, resume: bool = False, display: bool = True
+    config: ConfigDict,
+    folder: Path,
+    *,
+    resume: bool = False,
+    start: Start | None = None,
+    display: bool = True,
 ) -> Outcome:
     """Train what a config describes in a workdir.
 
+    Args:
+      resume: go on from the newest checkpoint; short for `start=Start(resume=True)`.
+      start: how the run begins.
     Raises:
       ValueError: the config, the workdir or its checkpoints do not allow it.
       FloatingPointError: a loss was not finite.
       SaveError: a checkpoint could not be written.
     """
-    setup = build(config)  # first, so that a config that is no good leaves nothing behind
+    start = start or Start(resume=resume)
+    # First, so that what is no good leaves nothing behind.
+    setup = build(settled_for(config, folder, start.resume))
+    check_override(start.override, setup.identity)
+    say = print if processes.is_lead() and display else (lambda line: None)
+    warm = warm_parameters(setup, folder, start, say)
     with ExitStack() as stack:
         if processes.is_lead():
             stack.enter_context(workdir.locked(folder))
-        run = Run(setup, folder, resume, display)
+        run = Run(setup, folder, start, warm, display)
         if processes.is_lead():
-            workdir.write_config(folder, configs.resolved(config))
+            workdir.write_config(folder, configs.resolved(setup.config))
             workdir.write_examples(folder, setup.dataset)
         return run.fit()

@@ -25,6 +25,9 @@ from guidedflow.types import Cond
 
 Sampler = Callable[[PyTree, Key[Array, ""]], Array]
 
+MOST_CLASSES = 16
+"""Columns of a grid where the config does not say how many."""
+
 
 def shown(setup: Setup) -> Cond:
     """Return the conditions that grids show all through training, one a column.
@@ -35,9 +38,10 @@ def shown(setup: Setup) -> Cond:
     options, condition = setup.config.sample, setup.parts.condition
     if options.prompts:
         return condition.parse(entries(condition, "prompts", options.prompts))
+    most = options.classes or MOST_CLASSES
     if condition.every():
-        return condition.parse(condition.every()[: options.classes])
-    return condition.from_batch(setup.dataset.take(min(options.classes, len(setup.dataset))))
+        return condition.parse(condition.every()[:most])
+    return condition.from_batch(setup.dataset.take(min(most, len(setup.dataset))))
 
 
 def make_sampler(setup: Setup, cond: Cond | None = None) -> Sampler:

@@ -18,6 +18,7 @@ from guidedflow.conditions import Condition
 from guidedflow.models.kernels import operations_for
 from guidedflow.nn.capabilities import capabilities, check_takes
 from guidedflow.registry import choose, nearest
+from guidedflow.training.config import settled
 from guidedflow.training.step import Schedule
 
 PATHS: Mapping[str, Callable[..., paths.Path]] = {
@@ -121,7 +122,9 @@ def network_for(
     section = config.network
     own = models.fields_of(section.preset)
     fields = {
-        key: value for key, value in section.items() if key not in _NOT_FIELDS and value is not None
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in section.items()
+        if key not in _NOT_FIELDS and value is not None
     }
     if "operations" in own:
         fields["operations"] = operations_for(
@@ -133,6 +136,8 @@ def network_for(
     # What the network has no field for belongs to the encoder of its prompts.
     of_text = {name: told.pop(name) for name in _TEXT_FIELDS if name in told and name not in own}
     fields.update(told)
+    if of_text and "token_width" in own:
+        fields.setdefault("token_width", config.text.width)
     if scalars:
         fields["scalars"] = (*fields.get("scalars", ()), *scalars)
     height, width, channels = image_shape
@@ -154,8 +159,11 @@ def network_for(
 
 
 def learning_rate_schedule(config: ConfigDict) -> Schedule:
-    """Linear growth over `warm_up` steps, then cosine to `final` of the peak, or constant."""
-    options = config.optimizer
+    """Linear growth over `warm_up` steps, then cosine to `final` of the peak, or constant.
+
+    The cosine ends at `decay_steps`; from there on the rate stays at `final` of the peak.
+    """
+    options = settled(config).optimizer
     peak = options.learning_rate
     if options.schedule == "constant":
         if not options.warm_up:
@@ -165,7 +173,7 @@ def learning_rate_schedule(config: ConfigDict) -> Schedule:
         0.0 if options.warm_up else peak,
         peak,
         options.warm_up,
-        max(config.steps, options.warm_up + 1),
+        max(options.decay_steps, options.warm_up + 1),
         peak * options.final,
     )
 
