@@ -17,7 +17,7 @@ from guidedflow.guidance.gradients import LogProb
 from guidedflow.nn.capabilities import capabilities
 from guidedflow.nn.microbatching import for_device
 from guidedflow.scales import ByNull, TakesScale
-from guidedflow.types import ModelFn
+from guidedflow.types import Cond, ModelFn
 
 Decoder = Callable[[Float[np.ndarray, "n h w c"]], Float[np.ndarray, "n H W C"]]
 
@@ -51,6 +51,33 @@ def model_fn(
     """
     bound = jax.tree_util.Partial(Apply(network), params)
     return predictions.as_velocity(bound if whole else for_device(bound, network), path, predicts)
+
+
+@dataclass(frozen=True)
+class _Encode:
+    """A network's `encode` as a function of its parameters; equal for equal networks."""
+
+    network: nn.Module
+
+    def __call__(self, params: PyTree, cond: Cond) -> Cond:
+        return self.network.apply({"params": params}, cond, method="encode")
+
+
+def encoded(network: nn.Module, params: PyTree, cond: Cond, null: Cond) -> tuple[Cond, Cond]:
+    """Return a condition and its null as what the network makes of them alone, in one call.
+
+    That is done once a job, outside a sampler's scan. They stay as they are where the network has
+    nothing to encode.
+
+    Args:
+      cond: every leaf with the batch first.
+      null: of one example, without the batch axis.
+    """
+    if not capabilities(network).encodes:
+        return cond, null
+    both = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), cond, null)
+    features = _Encode(network)(params, both)
+    return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], features) for at in (slice(-1), -1))
 
 
 @dataclass(frozen=True)

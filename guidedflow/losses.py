@@ -5,11 +5,11 @@ gives the same loss on any number of devices.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from guidedflow import predictions
 from guidedflow.keys import example_keys
@@ -234,7 +234,13 @@ def uncertainty(loss: Float[Array, " b"], log_variance: Float[Array, " b"]) -> F
     return loss * jnp.exp(-log_variance) + log_variance
 
 
-def drop_condition(key: PRNGKeyArray, cond: Cond, null: Cond, rate: float) -> Cond:
+def drop_condition(
+    key: PRNGKeyArray,
+    cond: Cond,
+    null: Cond,
+    rate: float,
+    parts: Sequence[tuple[Sequence[str], float]] = (),
+) -> Cond:
     """Replace each example's whole condition by the null one with probability `rate`.
 
     Examples are dropped independently. Example i draws from fold_in(key, i), or from its own key if
@@ -244,8 +250,10 @@ def drop_condition(key: PRNGKeyArray, cond: Cond, null: Cond, rate: float) -> Co
       cond: every leaf with the batch first.
       null: the null condition: one for all examples, or one per example.
       rate: probability in [0, 1]; 0.1 is usual. 0 trains the conditional model alone.
+      parts: (entries, rate) of a condition that is a mapping: these entries are replaced together with
+        a probability of their own, each part by another coin.
     Raises:
-      ValueError: rate outside [0, 1], or structures that do not match.
+      ValueError: a rate outside [0, 1], or structures that do not match.
     Source: Ho & Salimans 2022, algorithm 1.
     """
     check_number("rate", rate, 0, 1)
@@ -255,9 +263,26 @@ def drop_condition(key: PRNGKeyArray, cond: Cond, null: Cond, rate: float) -> Co
     batch = jnp.shape(leaves[0])[0] if jnp.ndim(leaves[0]) else 1
     check_batch("cond", cond, batch)
     keys = example_keys(key, batch)
-    dropped = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys)
+    null = broadcast_null(null, cond)
+    kept = _replaced(jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys), null, cond)
+    for number, (names, own_rate) in enumerate(parts):
+        check_number("rate", own_rate, 0, 1)
+        if not isinstance(kept, Mapping) or not set(names) <= set(kept):
+            got = list(kept) if isinstance(kept, Mapping) else type(kept).__name__
+            raise ValueError(f"expected a condition with the entries {list(names)}, got {got}")
+
+        def coin(k: Array, number: int = number, own_rate: float = own_rate) -> Array:
+            return jax.random.bernoulli(jax.random.fold_in(k, number), own_rate)
+
+        coins = jax.vmap(coin)(keys)
+        kept = {**kept, **{name: _replaced(coins, null[name], kept[name]) for name in names}}
+    return kept
+
+
+def _replaced(dropped: Bool[Array, " b"], null: Cond, cond: Cond) -> Cond:
+    """Return `null` where an example is dropped, else `cond`."""
 
     def choose(nothing: Array, kept: Array) -> Array:
         return jnp.where(expand(dropped, kept), nothing, kept)
 
-    return jax.tree.map(choose, broadcast_null(null, cond), cond)
+    return jax.tree.map(choose, null, cond)

@@ -1,6 +1,7 @@
 """How a network is given the guidance scale: by its null branch, or as an input that it was trained with."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Protocol
 
 import jax
@@ -66,11 +67,18 @@ class _Named:
     name: str
 
     def __call__(self, model: ModelFn, x: Array, t: Array, cond: Cond, number: Array) -> Array:
-        return model(x, t, {"label": cond, self.name: number})
+        return model(x, t, beside(cond, {self.name: number}))
+
+
+def beside(cond: Cond, numbers: Mapping[str, Array]) -> Cond:
+    """Return a condition with numbers beside it: a mapping's own, or of "label" and the numbers."""
+    if not numbers:
+        return cond
+    return {**(cond if isinstance(cond, Mapping) else {"label": cond}), **numbers}
 
 
 def student(model: ModelFn, name: str) -> Student:
-    """Return a velocity field that takes {"label", name} as a student (x, t, label, number)."""
+    """Return a velocity field of {the condition, name} as a student (x, t, cond, number)."""
     return jax.tree_util.Partial(_Named(name), model)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt64
 from numpy.typing import DTypeLike
 
-from guidedflow.conditions import Condition, Labels
+from guidedflow.conditions import Condition, Labels, Prompts
+from guidedflow.conditions.tokenizer import Tokenize
 from guidedflow.data.draws import hash64
 
 Indices = Int[np.ndarray, "n"]
@@ -70,6 +71,7 @@ class Dataset:
       decoder: decodes samples of a model of this set, if it is a set of latents; otherwise None.
       maps: applied in order to every batch that is read, with one 64-bit draw per example.
       captions: iterates over the captions of all examples, in order; None if there are none.
+      told: the condition of a model of this set, if it is not the one that `condition` finds.
     """
 
     source: Source
@@ -81,6 +83,7 @@ class Dataset:
     decoder: Decoder | None = None
     maps: tuple[Map, ...] = ()
     captions: Callable[[], Iterator[tuple[str, ...]]] | None = None
+    told: Condition | None = None
 
     def map(self, change: Map) -> "Dataset":
         """Return this set with `change` applied to every batch, after the existing maps."""
@@ -88,7 +91,12 @@ class Dataset:
 
     @property
     def condition(self) -> Condition:
-        """The condition that a model of this set takes."""
+        """The condition of a model: `told`, prompts if a tokenizer maps the set, else its labels."""
+        if self.told is not None:
+            return self.told
+        for change in self.maps:
+            if isinstance(change, Tokenize):
+                return Prompts(change.tokenizer)
         return Labels(self.num_classes, self.class_names)
 
     def images(self, drawn: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n H W C"]:

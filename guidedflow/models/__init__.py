@@ -5,6 +5,7 @@ from guidedflow.models.dit import DiT
 from guidedflow.models.modulations import tabulated
 from guidedflow.models.presets import PRESETS, create, fields_of, settable
 from guidedflow.models.text import TextEncoder
+from guidedflow.models.text_conditioned import TextConditioned
 from guidedflow.models.unet import UNet
 from guidedflow.models.unet_conditional import UNetConditional
 from guidedflow.models.uvit import UViT
@@ -15,6 +16,7 @@ __all__ = [
     "PRESETS",
     "Classifier",
     "DiT",
+    "TextConditioned",
     "TextEncoder",
     "UNet",
     "UNetConditional",

@@ -27,7 +27,8 @@ from guidedflow.training.load import load_bundle
 from guidedflow.training.step import Batch, LossFn, Schedule, StepFn, ema_schedule, make_step
 from guidedflow.training.tasks import TASKS, Parts, Task
 from guidedflow.training.tasks.task import network_inputs
-from guidedflow.types import ModelFn
+from guidedflow.training.telling import told
+from guidedflow.types import Cond, ModelFn
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,15 @@ class Setup:
         network = over_devices(self.network, self.target.count)
         return model_fn(network, params, self.path, self.predicts)
 
-    def guided(self, params: PyTree, scale: float) -> ModelFn:
-        """Return the velocity field guided as it was trained for: by its null branch, or by itself."""
+    def guided(self, params: PyTree, scale: float, null: Cond | None = None) -> ModelFn:
+        """Return the velocity field guided as it was trained for: by its null branch, or by itself.
+
+        Args:
+          null: in place of the condition's own, as the network has encoded it.
+        """
         number = self.takes_scale.number(scale)
-        return self.takes_scale.guided(self.model(params), self.parts.condition.null(), number)
+        null = self.parts.condition.null() if null is None else null
+        return self.takes_scale.guided(self.model(params), null, number)
 
     def measures(self, params: PyTree, batch: Batch, key: Array) -> dict[str, Array]:
         """Return what is taken of held-out examples: the loss and what the task adds."""
@@ -126,9 +132,11 @@ class Setup:
         key = jax.random.key(0)
         fresh = jax.eval_shape(self.init, key)
         rows = self.config.batch
+        # Texts stay on the host, see `batches.Numbered`.
+        example = {k: v for k, v in self.dataset.take(1).items() if v.dtype != object}
         batch = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype),
-            {**self.dataset.take(1), "index": jnp.zeros(1, jnp.int32)},
+            {**example, "index": jnp.zeros(1, jnp.int32)},
         )
 
         def mean(params: PyTree, batch: Batch) -> Array:
@@ -209,6 +217,7 @@ def build(config: ConfigDict, *, target: Target | None = None) -> Setup:
     held_out = None
     if config.dataset.held_out:
         held_out = load_dataset(config, config.dataset.held_out, dataset.class_names)
+    dataset, held_out = told(config, dataset, held_out)
     if config.dataset.flip and dataset.decoder is not None:
         raise ValueError(
             "config.dataset.flip mirrors pixels, and these are latents; mirror the images when they "

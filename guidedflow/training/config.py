@@ -93,6 +93,20 @@ def defaults() -> ConfigDict:
                 "flip": False,  # mirror half of the pictures at random
                 "data_dir": "",  # folder of prepared sets; empty for the user's cache
             },
+            "condition": {  # what the network is told of an example
+                # labels, prompts or both; empty: what the data set says, the labels of most
+                "kind": "",
+                "tokenizer": "",  # folder of CLIP's vocab.json and merges.txt; empty: units are learned
+                "vocabulary": 2048,  # most units that are learned from the training captions
+                "length": 32,  # positions of a prompt, with its start and end
+                "drop_label": 0.0,  # of both: share of labels left out alone, beside drop_rate
+                "drop_prompt": 0.0,  # of both: share of prompts left out alone, beside drop_rate
+            },
+            "text": {  # the encoder of prompts, learned with the network
+                "width": 128,  # channels of a unit
+                "depth": 2,  # number of blocks
+                "heads": 4,  # of attention
+            },
             "network": {  # unset fields are as the preset has them; every field of its network can be set
                 "preset": "DiT-S/2",  # a network by name, as DiT-B/2 or UNet-M
                 "dtype": "auto",  # of compute: bfloat16 on accelerators, float32 on CPU
@@ -156,6 +170,7 @@ def defaults() -> ConfigDict:
                 "every": 500,  # steps between grids; 0 for never
                 "rows": 4,  # images a class
                 "classes": placeholder(int),  # drawn, from the first; unset: all, at most 16
+                "prompts": (),  # drawn in place of the classes
                 "scale": 2.0,  # guidance scale
                 "steps": 16,  # of the solver
             },

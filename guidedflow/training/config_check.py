@@ -20,6 +20,13 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "accumulate": (1, None),
     "drop_rate": (0, 1),
     "guidance_free.low": (0, 1),
+    "condition.vocabulary": (514, None),
+    "condition.length": (3, None),
+    "condition.drop_label": (0, 1),
+    "condition.drop_prompt": (0, 1),
+    "text.width": (1, None),
+    "text.depth": (1, None),
+    "text.heads": (1, None),
     "optimizer.learning_rate": (0, None),
     "optimizer.warm_up": (0, None),
     "optimizer.decay_steps": (1, None),
@@ -48,6 +55,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
 }
 _CHOICES = {
     "nonfinite": ("stop", "skip"),
+    "condition.kind": ("", "labels", "prompts", "both"),
     "optimizer.schedule": ("cosine", "constant"),
     "network.dtype": ("auto", "float32", "bfloat16", "float16"),
 }
@@ -136,7 +144,8 @@ def check(config: ConfigDict) -> None:
 def _check_value(name: str, value: Any, default: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"config.{name} must be a finite number, got {value}")
-    if isinstance(default, tuple) and len(value) != len(default):
+    # A tuple that is empty by default may have any length.
+    if isinstance(default, tuple) and default and len(value) != len(default):
         raise ValueError(f"config.{name} must have {len(default)} values, got {value}")
     if name in _CHOICES and value not in _CHOICES[name]:
         hint = nearest(value, list(_CHOICES[name]))

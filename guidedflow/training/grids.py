@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from guidedflow.conditions import Condition
 from guidedflow.files import replacing
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -29,13 +30,14 @@ def draw_grid(
     columns: Sequence[str] = (),
     row_names: Sequence[str] = (),
     row_title: str = "draw",
+    column_title: str = "class",
 ) -> None:
-    """Write a grid of images as PNG, one class per column.
+    """Write a grid of images as PNG, one condition per column.
 
     Args:
       images: n h w c in [-1, 1], row after row; of latents the first channel is shown.
       columns, row_names: labels of columns and rows; if empty, numbers from 0.
-      row_title: title of the rows.
+      row_title, column_title: titles of the rows and the columns.
     """
     across = len(images) // rows
     sheet, (height, width) = _sheet(images, rows)
@@ -54,7 +56,7 @@ def draw_grid(
     end = top + sheet.height
     middle = left + sheet.width / 2
     draw.text((full / 2, top / 2), title, "black", letters, anchor="mm")
-    draw.text((middle, end + _LETTERS + 3 * _SPACE), "class", "black", letters, anchor="mt")
+    draw.text((middle, end + _LETTERS + 3 * _SPACE), column_title, "black", letters, anchor="mt")
     for index, name in enumerate(names[0]):
         at = (left + (index + 0.5) * width, end + _SPACE)
         draw.text(at, _cut(name, across_font, width), "black", across_font, anchor="mt")
@@ -66,6 +68,12 @@ def draw_grid(
     page.paste(side, (_SPACE // 2, top + (sheet.height - side.height) // 2))
     with replacing(path) as temporary:
         page.save(temporary, format="png")
+
+
+def column_title(condition: Condition) -> str:
+    """Return what the columns of a condition's grid are."""
+    words = {"label": "class", "prompts": "prompt", "scalars": "numbers"}
+    return " and ".join(words.get(name, name) for name in sorted(condition.gives))
 
 
 def _sheet(images: np.ndarray, rows: int) -> tuple[Image.Image, tuple[float, float]]:

@@ -20,6 +20,7 @@ from guidedflow.training.checkpoint import restore
 from guidedflow.training.config_check import check
 from guidedflow.training.tasks import TASKS
 from guidedflow.training.tasks.task import network_inputs
+from guidedflow.training.telling import told
 
 
 def load_bundle(
@@ -102,6 +103,7 @@ def _learned_from(
             image_size=section.image_size,
             data_dir=section.data_dir or None,
         )
+        dataset, _ = told(config, dataset, None)
         return dataset.image_shape, dataset.condition, dataset.decoder
     height, width, channels = facts["image_shape"]
     decoder = None

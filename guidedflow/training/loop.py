@@ -88,7 +88,9 @@ class Run:
         self.in_flight: deque[dict[str, Array]] = deque()
         self.held_out = HeldOut(setup) if setup.held_out and self.config.held_out.every else None
         shows = self.config.sample.every and setup.task.output == "field"
-        self.sampler = plots.make_sampler(setup) if shows else None
+        shown = plots.shown(setup) if shows else None
+        self.sampler = plots.make_sampler(setup, shown) if shows else None
+        self.columns = setup.parts.condition.say(shown) if shows else []
 
     def _open_sinks(self) -> list[metrics.Sink]:
         log, start = self.config.log, self.step
@@ -269,7 +271,14 @@ class Run:
             title = f"step {self.step}, w = {options.scale:g}, Heun, {options.steps} steps"
             path = folder / f"{self.step:08d}.png"
             drawn = self.setup.dataset.images(np.asarray(images))
-            grids.draw_grid(drawn, options.rows, title, path)
+            grids.draw_grid(
+                drawn,
+                options.rows,
+                title,
+                path,
+                columns=self.columns,
+                column_title=grids.column_title(self.setup.parts.condition),
+            )
         else:
             plots.draw_accuracies(records, self.folder / "accuracy.png")
         plots.draw_loss(records, self.folder / "loss.png")

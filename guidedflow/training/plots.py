@@ -14,11 +14,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
+from guidedflow.bundle import encoded
+from guidedflow.conditions import entries
 from guidedflow.files import replacing
 from guidedflow.samplers import draw_noise, sample_ode, start
 from guidedflow.times import uniform_grid
 from guidedflow.training.build import Setup
 from guidedflow.training.tasks.classifier import ACCURACY
+from guidedflow.types import Cond
 
 Sampler = Callable[[PyTree, Key[Array, ""]], Array]
 
@@ -26,27 +29,47 @@ MOST_CLASSES = 16
 """Columns of a grid where the config does not say how many."""
 
 
-def make_sampler(setup: Setup) -> Sampler:
-    """Return (params, key) -> images of the fixed labels, compiled over all devices.
+def shown(setup: Setup) -> Cond:
+    """Return the conditions that grids show all through training, one a column.
+
+    The config's prompts, everything that can be asked for up to a number, or what the first examples
+    are told.
+    """
+    options, condition = setup.config.sample, setup.parts.condition
+    if options.prompts:
+        return condition.parse(entries(condition, "prompts", options.prompts))
+    most = options.classes or MOST_CLASSES
+    if condition.every():
+        return condition.parse(condition.every()[:most])
+    return condition.from_batch(setup.dataset.take(min(most, len(setup.dataset))))
+
+
+def make_sampler(setup: Setup, cond: Cond | None = None) -> Sampler:
+    """Return (params, key) -> images of fixed conditions, row after row, compiled over all devices.
 
     Example i draws from fold_in(key, i), so all grids of a run start from the same noise.
     All processes call it at the same steps.
+
+    Args:
+      cond: one per column; by default what `shown` gives.
     """
     options, mesh = setup.config.sample, setup.strategy.mesh
-    condition = setup.parts.condition
-    asked = condition.every()[: options.classes or MOST_CLASSES] * options.rows
+    cond = shown(setup) if cond is None else cond
+    columns = len(jax.tree.leaves(cond)[0])
+    asked = columns * options.rows
     # Padded to a multiple of the devices, so that each of them takes its share.
-    count = -(-len(asked) // mesh.size) * mesh.size
-    cond = condition.parse([asked[i % len(asked)] for i in range(count)])
+    count = -(-asked // mesh.size) * mesh.size
     ts = jnp.asarray(uniform_grid(options.steps))
     shared = NamedSharding(mesh, P(mesh.axis_names))
 
     def sample(params: PyTree, key: Array) -> Array:
-        guided = setup.guided(params, options.scale)
+        each, null = encoded(setup.network, params, cond, setup.parts.condition.null())
+        every = jax.tree.map(lambda leaf: leaf[np.arange(count) % columns], each)
+        guided = setup.guided(params, options.scale, null)
         noise = draw_noise(key, (count, *setup.dataset.image_shape))
         noise = jax.lax.with_sharding_constraint(noise, shared)
         noise = start(setup.path, noise, ts)
-        return sample_ode(guided, noise, ts, cond)[: len(asked)]
+        return sample_ode(guided, noise, ts, every)[:asked]
 
     return jax.jit(sample, out_shardings=NamedSharding(mesh, P()))
 

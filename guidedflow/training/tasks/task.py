@@ -14,7 +14,7 @@ from guidedflow import losses, paths, predictions
 from guidedflow.bundle import Bundle
 from guidedflow.conditions import Condition
 from guidedflow.keys import fold_each
-from guidedflow.scales import ByNull, TakesScale
+from guidedflow.scales import ByNull, TakesScale, beside
 from guidedflow.training.registries import time_draw
 from guidedflow.training.step import Batch, LossFn
 from guidedflow.types import Cond
@@ -81,7 +81,7 @@ def network_inputs(task: Task, takes_scale: TakesScale, cond: Cond) -> tuple[Any
     if task.output == "logits":
         return ()
     numbers = {name: jnp.ones(jax.tree.leaves(cond)[0].shape[0]) for name in takes_scale.scalars}
-    return ({"label": cond, **numbers} if numbers else cond,)
+    return (beside(cond, numbers),)
 
 
 def draw_time_and_noise(
@@ -106,10 +106,14 @@ def draw_time_and_noise(
 
 
 def dropped_condition(parts: Parts, key: Array, batch: Batch) -> Cond:
-    """Return the batch's condition, each example's replaced by the null at the config's rate."""
-    cond, null = parts.condition.from_batch(batch), parts.condition.null()
+    """Return the batch's condition, each example's replaced by the null at the config's rate.
+
+    The parts of a condition that has parts are dropped alone too, each at its own rate.
+    """
+    condition = parts.condition
+    cond, null = condition.from_batch(batch), condition.null()
     coins = fold_each(key, batch["index"])
-    return losses.drop_condition(coins, cond, null, parts.config.drop_rate)
+    return losses.drop_condition(coins, cond, null, parts.config.drop_rate, condition.part_rates)
 
 
 def noised(
