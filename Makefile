@@ -38,7 +38,7 @@ environment = \
 help:
 	@echo "make demo         train on digits, sample, judge: under 5 minutes on 2 cores"
 	@echo "make test         the tests; ARGS='-k guidance' chooses, JOBS=4 takes more processes"
-	@echo "make contracts    every sampler with every guidance; make test takes a third of the pairs"
+	@echo "make contracts    every sampler with every guidance; make test takes the edges and a ninth of the pairs"
 	@echo "make without-kernels  the tests on a copy without the CPU kernels"
 	@echo "make lint         the linter and the type checker"
 	@echo "make test-peers   the tests, with what they compare against installed"

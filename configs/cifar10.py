@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     """Linear path, times drawn logit-normally, mirrored images."""
     config = defaults()
     config.dataset.name = "cifar10"
+    config.dataset.held_out = "test"
     config.dataset.flip = True
     config.network.preset = "DiT-S/2"
     config.network.double_channels = False
@@ -28,4 +29,5 @@ def get_config() -> ConfigDict:
     config.log.every = 100
     config.checkpoint.every = config.held_out.every = config.sample.every = 10_000
     config.checkpoint.keep_every = 100_000
+    config.sample.classes = 10
     return config

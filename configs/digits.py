@@ -17,6 +17,9 @@ from guidedflow.training.config import defaults
 def get_config() -> ConfigDict:
     """Linear path, velocity prediction, conditions dropped one time in ten, AdamW with cosine."""
     config = defaults()
+    config.dataset.name = "digits"
+    config.dataset.held_out = "test"
+    config.network.preset = "digits"
     config.steps = 1500
     config.batch = 128
     # Four tokens an image: a quarter of the work of patches of 2, and faithful digits sooner.
@@ -24,4 +27,5 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warm_up = 200
     config.ema.decay = 0.999
+    config.sample.classes = 10
     return config

@@ -15,6 +15,8 @@ from guidedflow.training.config import defaults
 def get_config() -> ConfigDict:
     """Cross-entropy over noised images at uniform times, with the path of configs/digits.py."""
     config = defaults()
+    config.dataset.name = "digits"
+    config.dataset.held_out = "test"
     config.task = "classifier"
     config.network.preset = "digits-classifier"
     config.steps = 1000
@@ -22,4 +24,5 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warm_up = 100
     config.optimizer.weight_decay = 0.05
+    config.sample.classes = 10
     return config

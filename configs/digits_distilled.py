@@ -16,6 +16,9 @@ from guidedflow.training.config import defaults
 def get_config() -> ConfigDict:
     """Scales from 0 (unconditional) to 5, learnt from the averaged parameters of runs/digits."""
     config = defaults()
+    config.dataset.name = "digits"
+    config.dataset.held_out = "test"
+    config.network.preset = "digits"
     config.task = "distillation"
     config.distillation.teacher = "runs/digits"
     config.distillation.low = 0.0
@@ -25,4 +28,5 @@ def get_config() -> ConfigDict:
     config.network.patch = 4
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warm_up = 200
+    config.sample.classes = 10
     return config

@@ -14,6 +14,9 @@ from guidedflow.training.config import defaults
 def get_config() -> ConfigDict:
     """Beta = 1 / w uniform in [0, 1), conditions dropped one time in ten."""
     config = defaults()
+    config.dataset.name = "digits"
+    config.dataset.held_out = "test"
+    config.network.preset = "digits"
     config.task = "guidance_free"
     config.guidance_free.low = 0.0
     config.steps = 1500
@@ -21,4 +24,5 @@ def get_config() -> ConfigDict:
     config.network.patch = 4
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warm_up = 200
+    config.sample.classes = 10
     return config

@@ -20,6 +20,8 @@ from guidedflow.training.config import defaults
 def get_config() -> ConfigDict:
     """Latents of 4×4×4, which lose nothing, in four tokens; all else as in configs/digits.py."""
     config = defaults()
+    config.dataset.held_out = "test"
+    config.network.preset = "digits"
     config.dataset.name = "latents:data/digits"
     config.steps = 1500
     config.batch = 128
@@ -27,4 +29,5 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warm_up = 200
     config.ema.decay = 0.999
+    config.sample.classes = 10
     return config

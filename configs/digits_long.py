@@ -14,6 +14,8 @@ from guidedflow.training.config import defaults
 def get_config() -> ConfigDict:
     """One token a pixel, ten times the demo's steps, slower averaging, the best by held-out loss."""
     config = defaults()
+    config.dataset.name = "digits"
+    config.dataset.held_out = "test"
     config.network.preset = "digits-large"
     config.steps = 20_000
     config.batch = 128
@@ -23,4 +25,5 @@ def get_config() -> ConfigDict:
     config.ema.decay = 0.9995
     config.checkpoint.every = config.held_out.every = config.sample.every = 1000
     config.checkpoint.keep_best = 1
+    config.sample.classes = 10
     return config

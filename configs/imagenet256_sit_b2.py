@@ -37,4 +37,5 @@ def get_config() -> ConfigDict:
     config.log.every = 100
     config.checkpoint.every = config.sample.every = 10_000
     config.checkpoint.keep_every = 100_000
+    config.sample.classes = 10
     return config

@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     """Linear path, velocity prediction, AdamW with cosine."""
     config = defaults()
     config.dataset.name = "mnist"
+    config.dataset.held_out = "test"
     config.network.preset = "digits-large"
     config.network.patch = 4
     config.steps = 20_000
@@ -24,4 +25,5 @@ def get_config() -> ConfigDict:
     config.optimizer.warm_up = 500
     config.ema.decay = 0.9995
     config.checkpoint.every = config.held_out.every = config.sample.every = 1000
+    config.sample.classes = 10
     return config

@@ -1,1 +1,1 @@
-"""One question a script; `python -m experiments.NAME` answers it, `make experiments` answers all."""
+"""Each script answers one question; `python -m experiments.NAME` runs one, `make experiments` runs all."""

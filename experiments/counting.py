@@ -1,4 +1,4 @@
-"""Evaluations counted as they happen, not as a formula says."""
+"""Counting of model evaluations while a program runs, instead of by a formula."""
 
 from collections.abc import Callable
 from typing import Any

@@ -2,10 +2,10 @@
 
   python -m experiments.guidance_gallery
 
-Two overlapping classes of Gaussian components in the plane; the class asked for is 0. Every panel holds the
-samples of one method, with exact velocities, beside the mean probability that the exact posterior gives to
-the class asked for, and the samples' spread, the root mean square distance to their mean. Guidance raises
-the one and lowers the other.
+The mixture has two overlapping classes of Gaussian components in the plane; class 0 is requested. Every panel
+shows the samples of one method with exact velocities. Two numbers are given: the mean probability of the
+requested class under the exact posterior, and the samples' spread, the root mean square distance to their
+mean. Guidance raises the first and lowers the second.
 """
 
 from collections.abc import Callable

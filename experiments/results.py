@@ -1,4 +1,4 @@
-"""What an experiment leaves behind: a picture, its numbers as JSON, and its line in README.md."""
+"""The output of an experiment: a plot, its numbers as JSON, and its line in README.md."""
 
 import argparse
 import json

@@ -1,14 +1,14 @@
-"""Guidance whose second branch is evaluated in some steps only: what it saves, and what it costs.
+"""Guidance that evaluates its null branch only in some steps: what it saves, and what it costs.
 
   python -m experiments.reused_difference
 
-Two problems: a Gaussian mixture whose velocities are known, at w = 3, and the digits' generator, at w = 2.
-Reference: classifier-free guidance by both branches over many Runge-Kutta steps, from the same noise.
-Curves: the root mean square distance to it over the evaluations an image, of guidance by both branches
-with fewer and fewer steps, and of `guidance.reuse`, which takes its second branch in one step of `every`
-and holds the difference (order 0) or carries it along a line (order 1) between. Below the curve of both
-branches, reuse is the better way to spend evaluations; above it, fewer steps are. Evaluations are
-counted as they happen.
+There are two problems: a Gaussian mixture whose velocities are known, at w = 3, and the digits' generator, at
+w = 2. The reference is classifier-free guidance with both branches over many Runge-Kutta steps, from the same
+noise. The curves show the root mean square distance to the reference over the evaluations per image. One
+curve is guidance with both branches and fewer and fewer steps. The others are `guidance.reuse`, which
+evaluates the null branch in one step of `every` and in between keeps the difference (order 0) or extrapolates
+it linearly (order 1). Where a curve of reuse is below the curve of both branches, reuse is better than fewer
+steps. Evaluations are counted while the program runs.
 
 Run on 2 cores that other work shared in 135 seconds, the generator having been trained: with Euler a line
 saves 29% (digits) and 32% (mixture) of the evaluations at equal error; with Heun 14% on digits, and on the

@@ -4,9 +4,9 @@
 
 The problem has no network: the conditional velocity of a Gaussian mixture in the plane on the trigonometric
 path, from t = 0.02 to t = 0.98 in eight steps, or as many as an adaptive solver takes. Grey lines are the
-ODE's own trajectories, from 512 Runge-Kutta steps. Of a solver that adds no noise the distance of its last
-states to theirs is given, the root mean square over 256 examples; solvers that add noise follow no
-trajectory, and are in solver_error.py.
+trajectories of the ODE, from 512 Runge-Kutta steps. For a solver without noise, the root mean square distance
+of its last states to these trajectories over 256 examples is given. Solvers that add noise follow no
+trajectory; they are in solver_error.py.
 """
 
 from collections.abc import Callable

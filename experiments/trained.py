@@ -1,7 +1,7 @@
 """The networks that the digits' experiments share, trained once and kept in runs/experiments/.
 
-generator: configs/digits.py as it stands, its averaged parameters; also as they were early on, the
-"bad version" that autoguidance leads away from. noisy_classifier: log p(class given x_t, t).
+generator: the EMA parameters of configs/digits.py; also those of an early step, the "bad version" that
+autoguidance guides away from. noisy_classifier: log p(class given x_t, t).
 """
 
 import hashlib

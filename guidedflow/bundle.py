@@ -1,4 +1,4 @@
-"""What was trained, without its data: a network, its parameters, and what is needed to draw with it."""
+"""A trained network without its data set: network, parameters, and what sampling needs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,14 +17,14 @@ from guidedflow.guidance.gradients import LogProb
 from guidedflow.nn.capabilities import capabilities
 from guidedflow.nn.microbatching import for_device
 from guidedflow.scales import ByNull, TakesScale
-from guidedflow.types import ModelFn
+from guidedflow.types import Cond, ModelFn
 
 Decoder = Callable[[Float[np.ndarray, "n h w c"]], Float[np.ndarray, "n H W C"]]
 
 
 @dataclass(frozen=True)
 class Apply:
-    """A network as a function of its parameters; equal for equal networks, as `jit` wants it."""
+    """A network as a function of its parameters; equal for equal networks, so `jit` does not retrace."""
 
     network: nn.Module
 
@@ -43,14 +43,41 @@ def model_fn(
 ) -> ModelFn:
     """Return the velocity field (x, t, cond) of a network with these parameters.
 
-    The parameters are leaves of it, so that a sampler takes them as arguments of one program.
+    The parameters are its leaves, so a sampler takes them as arguments of one compiled program.
 
     Args:
-      whole: evaluate a batch whole, and not in the groups that suit the device. A loss needs that:
-        the derivative of a loop over groups keeps what every group computed.
+      whole: evaluate the whole batch at once, not in micro-batches that suit the device. A loss needs
+        this: the derivative of a loop over micro-batches keeps the activations of all of them.
     """
     bound = jax.tree_util.Partial(Apply(network), params)
     return predictions.as_velocity(bound if whole else for_device(bound, network), path, predicts)
+
+
+@dataclass(frozen=True)
+class _Encode:
+    """A network's `encode` as a function of its parameters; equal for equal networks."""
+
+    network: nn.Module
+
+    def __call__(self, params: PyTree, cond: Cond) -> Cond:
+        return self.network.apply({"params": params}, cond, method="encode")
+
+
+def encoded(network: nn.Module, params: PyTree, cond: Cond, null: Cond) -> tuple[Cond, Cond]:
+    """Return a condition and its null as what the network makes of them alone, in one call.
+
+    That is done once a job, outside a sampler's scan. They stay as they are where the network has
+    nothing to encode.
+
+    Args:
+      cond: every leaf with the batch first.
+      null: of one example, without the batch axis.
+    """
+    if not capabilities(network).encodes:
+        return cond, null
+    both = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), cond, null)
+    features = _Encode(network)(params, both)
+    return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], features) for at in (slice(-1), -1))
 
 
 @dataclass(frozen=True)
@@ -68,19 +95,19 @@ class _ClassLogProb:
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A network with parameters, and what is needed to draw with it or to guide by it.
+    """A network with its parameters, and what is needed to sample from it or to guide with it.
 
     Attributes:
       network: Flax module, `network.apply({"params": params}, x, t, cond)`.
-      params: of the network.
-      path, predicts: what the network was trained to predict, on which path.
-      condition: what it is told.
-      image_shape: (h, w, c) of what it draws.
-      takes_scale: how it is guided by itself.
-      decoder: latents to images; None where it draws images.
-      name: where it is from, for messages.
-      task: what it was trained as.
-      step: training steps done.
+      params: parameters of the network.
+      path, predicts: the path it was trained on, and the prediction type.
+      condition: the condition it takes.
+      image_shape: (h, w, c) of its samples.
+      takes_scale: how it is given the guidance scale.
+      decoder: latents to images; None if it samples images.
+      name: where it comes from, for messages.
+      task: the task it was trained on.
+      step: number of training steps done.
     """
 
     network: nn.Module
@@ -97,27 +124,27 @@ class Bundle:
 
     @property
     def generates(self) -> bool:
-        """Whether the network is a field that images are drawn from, and not a classifier."""
+        """Whether the network is a model to sample from, and not a classifier."""
         return capabilities(self.network).output == "field"
 
     @property
     def model(self) -> ModelFn:
-        """The velocity field; its parameters are leaves."""
+        """The velocity field; the parameters are its leaves."""
         return model_fn(self.network, self.params, self.path, self.predicts)
 
     @property
     def log_prob(self) -> LogProb:
-        """(x, t, label) -> log p(label given x, t) of a classifier; its parameters are leaves."""
+        """(x, t, label) -> log p(label given x, t) of a classifier; the parameters are its leaves."""
         return jax.tree_util.Partial(_ClassLogProb(self.network), self.params)
 
     def images(self, drawn: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n H W C"]:
-        """Return images, in [-1, 1], of what was drawn; latents without a decoder stay as they are."""
+        """Return samples as images in [-1, 1]; without a decoder, latents are returned unchanged."""
         return drawn if self.decoder is None else self.decoder(drawn)
 
     def check_fits(
         self, name: str, image_shape: tuple[int, ...], condition: Condition, path: paths.Path
     ) -> None:
-        """Raise ValueError unless this bundle's images, condition and path are these."""
+        """Raise ValueError unless this bundle has the given image shape, condition and path."""
         for what, has, wanted in (
             ("images of", tuple(self.image_shape), tuple(image_shape)),
             ("the condition", self.condition.identity(), condition.identity()),

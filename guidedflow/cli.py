@@ -12,7 +12,7 @@ from guidedflow.commands.memory import collect_seldom, keep_memory
 from guidedflow.extras import missing
 from guidedflow.registry import choose
 
-# Subcommand to its module, imported only when it is asked for.
+# Subcommand to module. A module is imported only if its subcommand is called.
 COMMANDS = {
     "configs": "guidedflow.commands.configs",
     "prepare": "guidedflow.commands.prepare",
@@ -28,9 +28,9 @@ CACHE_BYTES = 2 * 1024**3
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, at most 2 GiB, the longest unused out first.
+    """Keep compiled programs in the user's cache folder, up to 2 GiB; the longest unused are deleted first.
 
-    JAX_COMPILATION_CACHE_DIR names another folder; empty, it switches the cache off.
+    JAX_COMPILATION_CACHE_DIR names another folder; if it is empty, the cache is off.
     """
     import jax
 
@@ -59,14 +59,14 @@ def _trim(folder: Path) -> None:
 
 
 def explain(error: BaseException) -> str | None:
-    """Return one line for an error that is the user's to mend, None for any other."""
-    # A disk that is full is said in this word too.
+    """Return one line for an error that the user can fix, None for any other."""
+    # The error of a full disk contains this word too.
     if "RESOURCE_EXHAUSTED" in str(error) and not isinstance(error, OSError):
         return "out of device memory: take a smaller batch, config.accumulate, or fsdp"
     absent = missing(error)
     if absent is not None:
         return absent
-    # Exactly these two are raised here, by the adaptive solver; their subclasses are Python's and JAX's.
+    # Our code raises exactly these two classes (the adaptive solver); subclasses come from Python and JAX.
     ours = type(error) in (ImportError, RuntimeError)
     if ours or isinstance(error, ValueError | OSError | FloatingPointError):
         return " ".join(str(error).split())
@@ -77,14 +77,14 @@ def run(arguments: list[str]) -> int:
     """Run a subcommand and return its exit code.
 
     Raises:
-      ValueError: no such subcommand, or as the subcommand has it.
+      ValueError: there is no such subcommand, or the subcommand raises it.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: guidedflow {' | '.join(COMMANDS)}   (each with --help)")
         return 0 if arguments else 2
     module = choose("command", arguments[0], COMMANDS)
     use_flags()
-    # The benchmark's other programs run as their users run them.
+    # The benchmark also runs other projects' programs, with the process settings that their users have.
     if module != COMMANDS["bench"]:
         collect_seldom()
         if not has_gpu_plugin():
@@ -94,9 +94,9 @@ def run(arguments: list[str]) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the program; an error that the user can mend is one line on stderr and exit code 2.
+    """Run the program. An error that the user can fix is one line on stderr and exit code 2.
 
-    GUIDEDFLOW_TRACEBACK=1 shows where it came from.
+    GUIDEDFLOW_TRACEBACK=1 shows the traceback.
     """
     try:
         code = run(sys.argv[1:] if arguments is None else arguments)
@@ -115,10 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _leave_other_processes(code: int) -> None:
-    """End at once where other processes take part: an ordinary exit waits for them, and they for
+    """Exit at once if the job has other processes: an ordinary exit waits for them, and they wait for
     this one."""
     jax = sys.modules.get("jax")
-    # Who and how many they are is not asked: before all are there, the answer would be waited for.
+    # Do not ask JAX for the number of processes: the call would wait until all are connected.
     if jax is not None and jax.distributed.is_initialized():
         if code == 1:
             print(

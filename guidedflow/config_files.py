@@ -1,4 +1,4 @@
-"""Config files: those that come with guidedflow, found by name, and the user's own, found by path."""
+"""Config files: guidedflow's own are found by name, the user's by path."""
 
 import ast
 import importlib.util
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def folder() -> Path:
     """Return the folder of the configs that come with guidedflow.
 
-    In a wheel it lies inside the package, in a checkout beside it.
+    In a wheel it is inside the package; in a checkout it is next to the package.
     """
     package = Path(__file__).parent
     inside = package / "configs"
@@ -22,7 +22,7 @@ def folder() -> Path:
 
 
 def descriptions() -> dict[str, str]:
-    """Return every config's name and the first line of its docstring, without running any."""
+    """Return the name of every config and the first line of its docstring, without running the files."""
     return {
         file.stem: (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
         for file in sorted(folder().glob("*.py"))
@@ -30,10 +30,10 @@ def descriptions() -> dict[str, str]:
 
 
 def find(text: str | Path) -> Path:
-    """Return the config file that `--config=text` means: a file, or the name of one of ours.
+    """Return the config file that `--config=text` means: a path, or the name of a config of guidedflow.
 
     Raises:
-      ValueError: neither; the message has the nearest name.
+      ValueError: it is neither; the message has the nearest name.
     """
     file = Path(text).expanduser()
     if file.is_file():
@@ -48,7 +48,7 @@ def find(text: str | Path) -> Path:
 
 
 def load(text: str | Path) -> "ConfigDict":
-    """Return what the `get_config()` of a config file returns.
+    """Return the config that `get_config()` of a config file returns.
 
     Args:
       text: the path of a file, or the name of a config that comes with guidedflow.

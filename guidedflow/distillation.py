@@ -1,8 +1,9 @@
-"""Guidance learnt into one network, so that sampling takes one branch: distilled, or from the start.
+"""Networks that learn guided sampling, so that sampling needs one branch: two training losses.
 
-A *student* takes one number more than a model function, `student(x, t, cond, number) -> velocity`,
-the number b: the scale w of a distilled student, or beta = 1 / w of one trained without guidance. Bound
-to a number by `at_scale` it is a model function again.
+`guidance_distillation` learns from a guided teacher, `guidance_free` from data alone. A *student* takes
+one more argument than a model function, `student(x, t, cond, number) -> velocity`; number has shape (b,).
+It is the scale w of a distilled student, or beta = 1 / w of a network from guidance-free training.
+`at_scale` fixes the number and returns a model function.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from guidedflow.keys import threefry
 from guidedflow.losses import mean_square
 from guidedflow.paths import Path, interpolate
 from guidedflow.types import (
@@ -35,7 +37,7 @@ Student = Callable[[Array, Array, Cond, Array], Array]
 def draw_scale(
     key: PRNGKeyArray, batch: int, low: float = 2.0, high: float = 14.0
 ) -> Float[Array, " b"]:
-    """Draw one scale an example, evenly in [low, high); (0, 1) for guidance-free training.
+    """Draw one scale per example, uniformly in [low, high); (0, 1) for guidance-free training.
 
     Raises:
       ValueError: low or high is not a number, or they are out of order.
@@ -43,7 +45,7 @@ def draw_scale(
     """
     check_number("low", low)
     check_number("high", high, low)
-    return jax.random.uniform(key, (batch,), minval=low, maxval=high)
+    return jax.random.uniform(threefry(key), (batch,), minval=low, maxval=high)
 
 
 def _points(
@@ -75,19 +77,19 @@ def guidance_distillation(
     cond: Cond,
     scale: Float[Array, " b"],
 ) -> Float[Array, " b"]:
-    """The loss of a student that learns what a guided teacher says, at every scale.
+    """The loss of a student that learns the predictions of a guided teacher at every scale.
 
     L_i = mean over d of (student(x_t, t, cond, w) - stop_gradient guided(w)(x_t, t, cond))^2.
 
-    At its least the student at w is the teacher guided by w, in one branch. `cond` is not dropped: the
-    null model is the student at w = 0 where that is drawn.
+    At the minimum the student at w is the teacher guided by w, in one branch. `cond` is not dropped: the
+    null model is the student at w = 0, if w = 0 is among the scales drawn.
 
     Args:
       student: takes w, embedded as the time is.
-      guided: w -> the guided teacher, `lambda w: classifier_free(teacher, null, w)`; any method will
-        do that takes a scale an example.
+      guided: w -> the guided teacher, `lambda w: classifier_free(teacher, null, w)`; any method that
+        takes one scale per example.
       path, data, noise, t, cond: as for `losses.flow_matching`.
-      scale: w, one an example, from `draw_scale`.
+      scale: w, one per example, from `draw_scale`.
     Returns:
       float32 losses.
     Raises:
@@ -114,15 +116,15 @@ def guidance_free(
     L_i = mean over d of (beta student(x_t, t, cond, beta)
                           + (1 - beta) stop_gradient student(x_t, t, null, 1) - dx_t/dt)^2.
 
-    At its least student(cond, beta) = u + (c - u) / beta: guided by w = 1 / beta. beta = 1 is guided
-    flow matching. The null model is learnt from the examples whose cond was dropped, so pass `cond`
-    through `losses.drop_condition` first; their beta is drawn like the others'.
+    At the minimum student(cond, beta) = u + (c - u) / beta, the model guided by w = 1 / beta. beta = 1 is
+    guided flow matching. The null model is learnt from the examples whose cond was dropped, so pass
+    `cond` through `losses.drop_condition` first; beta is drawn for these examples like for the others.
 
     Args:
       student: takes beta, embedded as the time is; beta = 1 is the conditional model.
       path, data, noise, t, cond: as for `losses.flow_matching`.
-      null: the null condition, of one example or one an example.
-      beta: one an example in [0, 1], from `draw_scale(key, batch, 0, 1)`.
+      null: the null condition: one for all examples, or one per example.
+      beta: one per example, in [0, 1], from `draw_scale(key, batch, 0, 1)`.
     Returns:
       float32 losses.
     Raises:
@@ -164,7 +166,7 @@ class AtScale:
 
 
 def at_scale(student: Student, scale: Scale) -> ModelFn:
-    """Return a student bound to its number, as a model function.
+    """Return a model function: the student at a fixed number.
 
     Args:
       student: (x, t, cond, number) -> velocity.

@@ -1,8 +1,8 @@
-"""Which extra of the package brings an optional module, for the message when it is missing."""
+"""The extra of the package that installs an optional module, for the message if the module is missing."""
 
 import importlib.util
 
-# Imported module to the extra of pyproject.toml that installs it.
+# Imported module -> the extra in pyproject.toml that installs it.
 EXTRAS = {
     "absl": "train",
     "array_record": "train",
@@ -38,12 +38,12 @@ def missing(error: BaseException) -> str | None:
     """Return one line that names the extra to install, or None for any other error.
 
     Args:
-      error: what an import raised.
+      error: the error that an import raised.
     """
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return None
     module = error.name.split(".")[0]
-    # A part that an installed package lacks is a fault of versions, and no extra mends it.
+    # If an installed package lacks a submodule, its version is wrong, and no extra helps.
     if module not in EXTRAS or importlib.util.find_spec(module) is not None:
         return None
     return f"{module} is not installed: pip install 'guidedflow[{EXTRAS[module]}]'"

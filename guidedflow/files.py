@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Writing files so that a file is either complete or absent."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name `path` in what goes wrong when it is written; a full disk alone says no name.
+    """Add `path` to the message of an OSError raised in the block; a full disk names no file.
 
     Raises:
       OSError: the block raised one.
@@ -21,9 +21,9 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name in `path`'s folder, which becomes `path` when the block ends well.
+    """Yield a temporary name in `path`'s folder; the file is renamed to `path` if the block succeeds.
 
-    When it does not, the temporary file is removed and `path` stays as it was.
+    If the block raises, the temporary file is removed and `path` is not changed.
 
     Raises:
       OSError: the file cannot be written; the message names it.
@@ -38,10 +38,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a file that could not be written, before hours are spent on what goes into it.
+    """Raise if a file cannot be written, before hours are spent on computing its content.
 
     Raises:
-      OSError: its folder does not exist or takes no file.
+      OSError: its folder does not exist or is not writable.
       ValueError: it is a folder.
     """
     if path.is_dir():

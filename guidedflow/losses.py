@@ -1,17 +1,18 @@
-"""Losses of guided generation, per example: what is regressed, how it is weighted, what is dropped.
+"""Per-example losses of guided generation: regression targets, weightings, condition dropping.
 
-No loss takes a key: the caller draws data, noise, t and the dropped conditions, so that the same
-draw gives the same loss on any number of devices.
+No loss takes a key. The caller draws data, noise, t and the dropped conditions, so the same draw
+gives the same loss on any number of devices.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from guidedflow import predictions
+from guidedflow.keys import example_keys
 from guidedflow.paths import Path, interior, interpolate, log_snr
 from guidedflow.types import (
     Cond,
@@ -21,7 +22,6 @@ from guidedflow.types import (
     check_floating,
     check_number,
     check_times,
-    example_keys,
     expand,
 )
 
@@ -72,8 +72,8 @@ def flow_matching(
     conditional and the null velocity.
 
     Args:
-      data, noise: a batch each, of equal shape; noise standard normal.
-      t: times in [0, 1], one an example.
+      data, noise: two batches of equal shape; noise is standard normal.
+      t: times in [0, 1], one per example.
       cond: condition, every leaf with the batch first; None for none.
     Returns:
       float32 losses.
@@ -101,11 +101,11 @@ def denoising(
 
     L_i = W(t) mean over d of (network(x_t, t, cond) - (a data + b noise))^2
 
-    with (a, b) of the prediction at t. Without a weighting W = 1 on the network's own target: for
-    `noise` the simple loss of DDPM, for `score` denoising score matching. A weighting is stated on the
-    error of the data estimate and carried to the target by the conversion's slope
-    q = d(data) / d(prediction): W = weighting * q^2. Times are kept 1e-3 from the ends for `score`
-    and under a weighting, where a or W may be infinite.
+    with (a, b) of the prediction at t. Without a weighting, W = 1 on the network's own target: this is
+    the simple loss of DDPM for `noise`, and denoising score matching for `score`. A weighting is defined
+    on the error of the data estimate. The slope of the conversion, q = d(data) / d(prediction), carries
+    it over to the target: W = weighting * q^2. For `score` and with a weighting, a or W may be
+    infinite at the ends, so times are kept at least 1e-3 away from them.
 
     Args:
       data, noise, t, cond: as for `flow_matching`.
@@ -144,13 +144,13 @@ def unit(path: Path, t: Array) -> Array:
 
 
 class BySNR:
-    """A weighting that the log-SNR alone decides: `log(level)` is its logarithm.
+    """A weighting that depends on the log-SNR alone: `log(level)` is its logarithm.
 
-    Logarithms keep it finite, at any noise level, wherever its limit is.
+    It is computed in logarithms, so it is finite at every noise level at which its limit is finite.
     """
 
     def log(self, level: Array) -> Array:
-        """Return the logarithm of the weight where log-SNR = level, which may be infinite."""
+        """Return the logarithm of the weight at log-SNR = level; level may be infinite."""
         raise NotImplementedError
 
     def __call__(self, path: Path, t: Array) -> Array:
@@ -158,13 +158,13 @@ class BySNR:
 
 
 def _log_softly_least(level: Array, cap: Array) -> Array:
-    """Return log(1 / (exp(-level) + exp(-cap))), a smooth least of the two."""
+    """Return log(1 / (exp(-level) + exp(-cap))), a smooth minimum of the two."""
     return -jnp.logaddexp(-level, -cap)
 
 
 @dataclasses.dataclass(frozen=True)
 class min_snr(BySNR):
-    """min(SNR, gamma) on the data error: the noise loss, capped where there is little noise.
+    """min(SNR, gamma) on the data error: the noise loss, with a cap at low noise.
 
     SNR = alpha^2 / sigma^2.  Hang et al. 2023, eq. 7.  `soft` gives SNR gamma / (SNR + gamma), its
     smooth form (Crowson et al. 2024, section 3.4).
@@ -193,7 +193,7 @@ class truncated_snr(BySNR):
 class edm(BySNR):
     """(s^2 + sigma_data^2) / (s sigma_data)^2 on the data error, s = sigma / alpha.
 
-    Makes the loss of EDM's preconditioned network of unit size at every noise level.
+    With it the loss of EDM's preconditioned network has unit size at every noise level.
     Karras et al. 2022, table 1, "loss weighting".
     """
 
@@ -208,9 +208,9 @@ class edm(BySNR):
 
 @dataclasses.dataclass(frozen=True)
 class sigmoid(BySNR):
-    """SNR sigmoid(bias - log SNR) on the data error, that is sigmoid(bias - log SNR) on the noise's.
+    """SNR sigmoid(bias - log SNR) on the data error; on the noise error, sigmoid(bias - log SNR).
 
-    Kingma & Gao 2023, section 4; Hoogeboom et al. 2024, eq. 8.  A larger bias weighs low noise more.
+    Kingma & Gao 2023, section 4; Hoogeboom et al. 2024, eq. 8.  A larger bias gives low noise more weight.
     """
 
     bias: float = 0.0
@@ -222,7 +222,7 @@ class sigmoid(BySNR):
 def uncertainty(loss: Float[Array, " b"], log_variance: Float[Array, " b"]) -> Float[Array, " b"]:
     """Weigh each loss by a learned variance of its time:  loss / exp(u) + u.
 
-    Karras et al. 2024 (EDM2), eq. 21. At the best u = log E[loss at t] every time weighs alike.
+    Karras et al. 2024 (EDM2), eq. 21. At the optimum, u = log E[loss at t], all times have equal weight.
 
     Raises:
       ValueError: the shapes differ.
@@ -234,18 +234,26 @@ def uncertainty(loss: Float[Array, " b"], log_variance: Float[Array, " b"]) -> F
     return loss * jnp.exp(-log_variance) + log_variance
 
 
-def drop_condition(key: PRNGKeyArray, cond: Cond, null: Cond, rate: float) -> Cond:
+def drop_condition(
+    key: PRNGKeyArray,
+    cond: Cond,
+    null: Cond,
+    rate: float,
+    parts: Sequence[tuple[Sequence[str], float]] = (),
+) -> Cond:
     """Replace each example's whole condition by the null one with probability `rate`.
 
-    Every example tosses its own coin, from fold_in(key, i), or from its own key where `key` holds one
-    an example.
+    Examples are dropped independently. Example i draws from fold_in(key, i), or from its own key if
+    `key` holds one key per example.
 
     Args:
       cond: every leaf with the batch first.
-      null: the null condition of one example, or one an example.
+      null: the null condition: one for all examples, or one per example.
       rate: probability in [0, 1]; 0.1 is usual. 0 trains the conditional model alone.
+      parts: (entries, rate) of a condition that is a mapping: these entries are replaced together with
+        a probability of their own, each part by another coin.
     Raises:
-      ValueError: rate outside [0, 1], or structures that do not match.
+      ValueError: a rate outside [0, 1], or structures that do not match.
     Source: Ho & Salimans 2022, algorithm 1.
     """
     check_number("rate", rate, 0, 1)
@@ -255,9 +263,26 @@ def drop_condition(key: PRNGKeyArray, cond: Cond, null: Cond, rate: float) -> Co
     batch = jnp.shape(leaves[0])[0] if jnp.ndim(leaves[0]) else 1
     check_batch("cond", cond, batch)
     keys = example_keys(key, batch)
-    dropped = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys)
+    null = broadcast_null(null, cond)
+    kept = _replaced(jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys), null, cond)
+    for number, (names, own_rate) in enumerate(parts):
+        check_number("rate", own_rate, 0, 1)
+        if not isinstance(kept, Mapping) or not set(names) <= set(kept):
+            got = list(kept) if isinstance(kept, Mapping) else type(kept).__name__
+            raise ValueError(f"expected a condition with the entries {list(names)}, got {got}")
+
+        def coin(k: Array, number: int = number, own_rate: float = own_rate) -> Array:
+            return jax.random.bernoulli(jax.random.fold_in(k, number), own_rate)
+
+        coins = jax.vmap(coin)(keys)
+        kept = {**kept, **{name: _replaced(coins, null[name], kept[name]) for name in names}}
+    return kept
+
+
+def _replaced(dropped: Bool[Array, " b"], null: Cond, cond: Cond) -> Cond:
+    """Return `null` where an example is dropped, else `cond`."""
 
     def choose(nothing: Array, kept: Array) -> Array:
         return jnp.where(expand(dropped, kept), nothing, kept)
 
-    return jax.tree.map(choose, broadcast_null(null, cond), cond)
+    return jax.tree.map(choose, null, cond)

@@ -6,17 +6,16 @@
 | Trigonometric     | sin(pi t / 2)     | cos(pi t / 2)              | 0       | 1        | 0            |
 | VariancePreserving| exp(-B(1 - t) / 2)| sqrt(1 - alpha^2)          | 0.0066  | 1        | 0, slope -inf|
 | DiscreteBeta      | sqrt(alpha_bar)   | sqrt(1 - alpha_bar)        | 0.0064  | 1        | 0, slope -inf|
-| .. of `zero_snr`  | sqrt(alpha_bar)   | sqrt(1 - alpha_bar)        | 0       | 1        | 0, slope -inf|
+| .. with `zero_snr`| sqrt(alpha_bar)   | sqrt(1 - alpha_bar)        | 0       | 1        | 0, slope -inf|
 | VarianceExploding | 1                 | sigma_max^(1-t) sigma_min^t| 1       | sigma_max| sigma_min    |
 | EDM               | 1                 | sigma_max (1 - t)^rho      | 1       | sigma_max| 0, slope 0   |
 
-B(s) is the integral of beta. Where sigma' is infinite the velocity is too: end an ODE grid a little
-before t = 1 there (`times.uniform_grid(steps, high=1 - 1e-3)`), or sample with the diffusion
-samplers, which never evaluate a model at t = 1.
+B(s) is the integral of beta. If sigma' is infinite at t = 1, the velocity is infinite too. On such a
+path, end an ODE grid a little before t = 1 (`times.uniform_grid(steps, high=1 - 1e-3)`), or use the
+diffusion samplers, which never evaluate a model at t = 1.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -25,7 +24,34 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from guidedflow.types import check_floating, check_number, check_times
+from guidedflow.betas import (
+    cosine_betas,
+    linear_betas,
+    log_alpha_table,
+    scaled_linear_betas,
+    zero_snr,
+)
+from guidedflow.types import check_floating, check_number, check_times, wide
+
+__all__ = [
+    "EDM",
+    "TINY",
+    "DiscreteBeta",
+    "Linear",
+    "Path",
+    "Time",
+    "Trigonometric",
+    "VarianceExploding",
+    "VariancePreserving",
+    "cosine_betas",
+    "derivatives",
+    "interior",
+    "interpolate",
+    "linear_betas",
+    "log_snr",
+    "scaled_linear_betas",
+    "zero_snr",
+]
 
 Time = Float[Array, ""]
 TINY = float(np.finfo(np.float32).tiny)
@@ -36,11 +62,11 @@ class Path(Protocol):
     """The two coefficients of x_t, for one scalar time; callers vmap."""
 
     def alpha(self, t: Time) -> Time:
-        """Return what multiplies the data; grows with t."""
+        """Return the coefficient of the data; it grows with t."""
         ...
 
     def sigma(self, t: Time) -> Time:
-        """Return what multiplies the noise; falls with t."""
+        """Return the coefficient of the noise; it falls with t."""
         ...
 
 
@@ -75,7 +101,7 @@ class Trigonometric:
 
 
 def _from_log_alpha(log_alpha: Time) -> Time:
-    # 0 - 0 is 0: a negated 0 would turn the slope at clean data into +inf.
+    # 0 - 0 is +0. Negating 0 gives -0, which would turn the slope at clean data into +inf.
     return jnp.sqrt(0 - jnp.expm1(2 * log_alpha))
 
 
@@ -111,81 +137,22 @@ class VariancePreserving:
         return _from_log_alpha(self._log_alpha(t))
 
 
-def linear_betas(steps: int, low: float = 1e-4, high: float = 0.02) -> np.ndarray:
-    """Return betas evenly spaced from `low` to `high`.  Ho et al. 2020, section 4."""
-    return np.linspace(low, high, steps, dtype=np.float64)
-
-
-def scaled_linear_betas(steps: int, low: float = 0.00085, high: float = 0.012) -> np.ndarray:
-    """Return betas whose square roots are evenly spaced.  Rombach et al. 2022, appendix."""
-    return np.linspace(low**0.5, high**0.5, steps, dtype=np.float64) ** 2
-
-
-def cosine_betas(steps: int, offset: float = 0.008, limit: float = 0.999) -> np.ndarray:
-    """Return betas of alpha_bar(u) = cos^2((u + offset) / (1 + offset) pi / 2), u in [0, 1].
-
-    beta_k = min(1 - alpha_bar(k + 1) / alpha_bar(k), limit).   Nichol & Dhariwal 2021, eq. 17.
-    """
-    u = np.arange(steps + 1, dtype=np.float64) / steps
-    alpha_bar = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
-    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], limit)
-
-
-@dataclasses.dataclass(frozen=True)
-class zero_snr:
-    """A table of betas rescaled so that its last step is pure noise: zero terminal SNR.
-
-    a_k <- (a_k - a_last) a_first / (a_first - a_last),   a_k = sqrt(alpha_bar_k),
-
-    and beta_k = 1 - (a_k / a_(k-1))^2 again, so that the last beta is 1. At that step x says nothing of
-    the data: train on `predictions.v` or `data` (noise tells nothing there), and sample on
-    `times.trailing_grid`, which begins at it.
-
-    Attributes:
-      betas: the table to rescale, `steps -> table`, of at least two steps.
-    Raises:
-      ValueError: when called, steps < 2.
-    Source: Lin et al. 2024 (common noise schedules are flawed), algorithm 1.
-    """
-
-    betas: Callable[[int], np.ndarray]
-
-    def __call__(self, steps: int) -> np.ndarray:
-        if steps < 2:
-            raise ValueError(f"a table rescaled to zero SNR needs at least 2 steps, got {steps}")
-        root = np.sqrt(np.cumprod(1 - np.asarray(self.betas(steps), np.float64)))
-        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-        return 1 - (root / np.append(1.0, root[:-1])) ** 2
-
-
-@functools.lru_cache(maxsize=32)
-def _log_alpha_table(betas: Callable[[int], np.ndarray], steps: int) -> np.ndarray:
-    table = np.asarray(betas(steps), np.float64)
-    if table.shape != (steps,) or not np.all((table > 0) & (table <= 1)) or 1 in table[:-1]:
-        raise ValueError(
-            f"betas must be {steps} numbers in (0, 1), of which only the last may be 1, got shape "
-            f"{table.shape}"
-        )
-    with np.errstate(divide="ignore"):
-        return np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-table))])
-
-
 @dataclasses.dataclass(frozen=True)
 class DiscreteBeta:
-    """DDPM's table of betas as a path: step k of 0 .. steps - 1 stands at t = 1 - (k + 1) / steps.
+    """DDPM's table of betas as a path: step k of 0 .. steps - 1 is at t = 1 - (k + 1) / steps.
 
     alpha(t_k)^2 = alpha_bar_k = prod over i <= k of (1 - beta_i);   sigma^2 = 1 - alpha^2.
 
-    k = steps - 1 is the noise end, t = 0; clean data, t = 1, is the product over nothing. Between two
+    k = steps - 1 is the noise end, t = 0; clean data, t = 1, is the empty product. Between two
     entries log alpha is linear. Ho et al. 2020, eq. 4. If the last beta is 1, the noise end is pure
-    noise, alpha(0) = 0, and alpha itself is linear between it and the entry before.
+    noise, alpha(0) = 0, and alpha itself is linear between the last two entries.
 
     Attributes:
-      betas: `steps -> table`: linear_betas, cosine_betas, scaled_linear_betas, one of them under
-        `zero_snr`, or one's own.
+      betas: `steps -> table`: linear_betas, cosine_betas, scaled_linear_betas, one of them inside
+        `zero_snr`, or your own function.
       steps: entries of the table, at least 1.
     Raises:
-      ValueError: the table has another length, or leaves (0, 1) other than by a last beta of 1.
+      ValueError: the table has another length, or a beta outside (0, 1); only the last may be 1.
     """
 
     betas: Callable[[int], np.ndarray] = linear_betas
@@ -193,24 +160,24 @@ class DiscreteBeta:
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1)
-        _log_alpha_table(self.betas, self.steps)
+        log_alpha_table(self.betas, self.steps)
 
     def _position(self, t: Time) -> tuple[Array, Time]:
-        """Return the table's entry at the data's side of t, and how far t is from it to the next."""
+        """Return the index of the entry next to t on the data side, and the fraction of the way to the next."""
         position = self.steps * (1 - t)
         below = jnp.clip(jnp.floor(position), 0, self.steps - 1).astype(jnp.int32)
         return below, position - below
 
     def _log_alpha(self, t: Time) -> Time:
-        """Return log alpha; between the last two entries of a table to pure noise, the former's."""
-        entries = _log_alpha_table(self.betas, self.steps)
+        """Return log alpha; a last entry of -inf, pure noise, is replaced by the entry before it."""
+        entries = log_alpha_table(self.betas, self.steps)
         table = jnp.asarray(np.where(np.isinf(entries), entries[-2], entries), jnp.float32)
         below, fraction = self._position(t)
         return (1 - fraction) * table[below] + fraction * table[below + 1]
 
     def _faded(self, t: Time) -> Time | None:
-        """Return what multiplies exp(log alpha) where alpha goes to 0; None where it never does."""
-        if np.isfinite(_log_alpha_table(self.betas, self.steps)[-1]):
+        """Return the factor of exp(log alpha) with which alpha goes to 0; None if alpha never does."""
+        if np.isfinite(log_alpha_table(self.betas, self.steps)[-1]):
             return None
         below, fraction = self._position(t)
         return jnp.where(below == self.steps - 1, 1 - fraction, 1)
@@ -227,7 +194,7 @@ class DiscreteBeta:
         return jnp.sqrt(jnp.exp(2 * log_alpha) * (1 - faded**2) - jnp.expm1(2 * log_alpha))
 
     def index(self, t: Time) -> Time:
-        """Return the table's step k at time t, as a float: what a DDPM network is conditioned on."""
+        """Return the table's step k at time t, as a float; a DDPM network takes it as its time."""
         return self.steps * (1 - t) - 1
 
     def time(self, index: Array) -> Array:
@@ -266,9 +233,9 @@ class EDM:
     """Data plus noise that falls to zero: alpha = 1, sigma = sigma_max (1 - t)^rho.
 
     A uniform grid in t is the grid of Karras et al. 2022, eq. 5, with sigma_min = 0; with their
-    sigma_min it is `times.karras_grid`. The power keeps 1 - t of order 1 down to small sigma, where
-    float32 would lose it on a straight line. At t = 1 both sigma and its slope are 0: the velocity
-    is 0 there and says nothing of the noise.
+    sigma_min it is `times.karras_grid`. Because of the power, 1 - t is of order 1 even at small sigma;
+    on a straight line it would be lost in float32 rounding. At t = 1 both sigma and its slope are 0:
+    the velocity is 0 there and does not determine the noise.
 
     Attributes:
       sigma_max: noise at t = 0, positive.
@@ -292,7 +259,7 @@ class EDM:
 
 
 def derivatives(path: Path, t: Time) -> tuple[Time, Time, Time, Time]:
-    """Return alpha, sigma, alpha', sigma' at one time; the slopes by jvp."""
+    """Return alpha, sigma, alpha', sigma' at one time; the derivatives by jvp."""
     t = jnp.asarray(t)
     one = jnp.ones_like(t)
     alpha, alpha_dot = jax.jvp(path.alpha, (t,), (one,))
@@ -303,15 +270,14 @@ def derivatives(path: Path, t: Time) -> tuple[Time, Time, Time, Time]:
 def log_snr(path: Path, t: Time) -> Time:
     """Return log(alpha^2 / sigma^2) at one time: -inf where alpha = 0, inf where sigma = 0.
 
-    Computed in float32 or wider: a small sigma is 0 in narrower types.
+    Computed in float32 or wider, because a small sigma is 0 in narrower types.
     """
-    t = jnp.asarray(t)
-    t = t.astype(jnp.promote_types(t.dtype, jnp.float32))
+    t = wide(jnp.asarray(t))
     return 2 * (jnp.log(path.alpha(t)) - jnp.log(path.sigma(t)))
 
 
 def interior(t: Array, margin: float = 1e-3) -> Array:
-    """Return `t` moved into [margin, 1 - margin], where every conversion is finite."""
+    """Return `t` clipped to [margin, 1 - margin], where every conversion is finite."""
     return jnp.clip(t, margin, 1 - margin)
 
 

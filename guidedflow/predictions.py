@@ -1,23 +1,23 @@
-"""What a network may predict, and the one conversion between any two of them.
+"""Prediction types of a network, and the one conversion between any two of them.
 
-Every prediction is linear in data and noise: prediction = a * data + b * noise. With
-x = alpha * data + sigma * noise that makes two equations in two unknowns, so one 2x2 solve turns any
-prediction into any other. A prediction type is the function (path, t) -> (a, b).
+Every prediction is linear in data and noise: prediction = a * data + b * noise. Together with
+x = alpha * data + sigma * noise these are two equations in two unknowns. One 2x2 solve therefore
+converts any prediction into any other. A prediction type is the function (path, t) -> (a, b).
 
-Where the solve has no answer (its determinant alpha * b - sigma * a is 0, or a coefficient is
-infinite):
+The solve has no solution where its determinant alpha * b - sigma * a is 0, or where a coefficient is
+infinite:
 
-| known    | has no answer at |
+| known    | no solution at |
 |----------|------------------|
-| velocity | t = 1 of EDM (sigma' = 0), but for data |
+| velocity | t = 1 of EDM (sigma' = 0), except for data |
 | noise    | alpha = 0: t = 0 of the linear, trigonometric and zero-SNR paths, for data, velocity and v |
 | score    | alpha = 0, likewise |
 | data     | sigma = 0: t = 1, for noise, score, v and infinite velocities |
 | v        | t = 1, for infinite velocities and scores |
 
-`convert` says so with inf or nan; where the answer has a finite limit it gives the limit. The velocity
-of `as_velocity` stays a margin away from the ends, which `read` goes around: it takes the network's own
-prediction to where a sampler wants it.
+There `convert` returns inf or nan; if the solution has a finite limit, it returns the limit. The velocity
+of `as_velocity` is computed a margin away from the ends. `read` avoids this margin: it converts the
+network's own prediction to the type that a sampler needs.
 """
 
 import functools
@@ -39,6 +39,7 @@ from guidedflow.types import (
     check_times,
     expand,
     pytree,
+    wide,
 )
 
 Prediction = Callable[[Path, Time], tuple[Time, Time]]
@@ -82,7 +83,7 @@ def _solve(path: Path, t: Time, src: Prediction, dst: Prediction) -> tuple[Time,
 
 
 NEAR = 1e-5
-"""How far inside an end a coefficient is read where at the end itself it is 0 / 0 or the like."""
+"""Distance from an end at which a coefficient is computed if it is undefined (0 / 0) at the end itself."""
 
 
 def conversion(path: Path, t: Time, src: Prediction, dst: Prediction) -> tuple[Time, Time]:
@@ -92,7 +93,7 @@ def conversion(path: Path, t: Time, src: Prediction, dst: Prediction) -> tuple[T
 
       p = (b c - a d) / det,   q = (alpha d - sigma c) / det,   det = alpha b - sigma a.
 
-    At the ends of a path that may be 0 / 0 and so nan; `limits` is not.
+    At the ends of a path this may be 0 / 0 and so nan; `limits` returns the limit there.
     """
     t = jnp.asarray(t)
     if src is dst:
@@ -101,21 +102,22 @@ def conversion(path: Path, t: Time, src: Prediction, dst: Prediction) -> tuple[T
 
 
 def limits(path: Path, t: Time, src: Prediction, dst: Prediction) -> tuple[Time, Time]:
-    """Return `conversion`'s (p, q), at the ends their limits.
+    """Return (p, q) of `conversion`, and their limits at the ends.
 
-    Where a coefficient is 0 / 0, 0 inf or inf / inf it is the one at `NEAR` inside, unless it grows
-    there as 1 / t or 1 / (1 - t). Computed in float32 or wider, returned in t's dtype.
+    If a coefficient is 0 / 0, 0 inf or inf / inf, the coefficient at distance `NEAR` from the end is
+    returned, unless it grows there as 1 / t or 1 / (1 - t). Computed in float32 or wider, returned in
+    t's dtype.
     """
     t = jnp.asarray(t)
     if src is dst:
         return jnp.zeros_like(t), jnp.ones_like(t)
-    wide = t.astype(jnp.promote_types(t.dtype, jnp.float32))
+    exact = wide(t)
 
     def settled(at: Array, near: Array) -> Array:
         limit = jnp.where(jnp.abs(near) < 0.5 / NEAR, near, jnp.nan)
         return jnp.where(jnp.isnan(at), limit, at).astype(t.dtype)
 
-    at, near = (_solve(path, s, src, dst) for s in (wide, interior(wide, NEAR)))
+    at, near = (_solve(path, s, src, dst) for s in (exact, interior(exact, NEAR)))
     return settled(at[0], near[0]), settled(at[1], near[1])
 
 
@@ -129,8 +131,8 @@ def convert(
 ) -> Float[Array, "*d"]:
     """Turn one example's prediction of type `src` at (x, t) into one of type `dst`.
 
-    The solution of  alpha data + sigma noise = x,  a data + b noise = value,  read off as
-    c data + d noise; for equal types the value itself, to the bit.
+    It solves  alpha data + sigma noise = x,  a data + b noise = value  for data and noise, and returns
+    c data + d noise. If the two types are equal, it returns the value itself, to the last bit.
 
     Args:
       value: the prediction, of x's shape.
@@ -151,7 +153,9 @@ def convert(
     if src is dst:
         return value
     p, q = limits(path, t, src, dst)
-    return p * x + q * value
+    result = p * wide(x) + q * wide(value)
+    wider = x if jnp.finfo(x.dtype).bits > jnp.finfo(value.dtype).bits else value
+    return result.astype(wider.dtype)
 
 
 def convert_batch(
@@ -175,17 +179,17 @@ def read(
     t: Array,
     what: Prediction,
 ) -> tuple[Float[Array, "b *d"], Array]:
-    """Return what a velocity says of `what`, and by how much that moves as the velocity does.
+    """Return the prediction `what` that a velocity stands for, and its derivative by the velocity.
 
-    From the network's own prediction if it has one, converted once, at t itself; if not, or where
-    that prediction says nothing (the module's table), from the velocity.
+    It is converted once, at t itself, from the network's own prediction. If there is none, or if it
+    cannot be converted at t (the module's table), it is converted from the velocity.
 
     Args:
       path: the path of the model.
-      native: of the evaluation that the velocity belongs to.
+      native: field of the evaluation that the velocity belongs to.
       value: the velocity, guided or not.
-      x, t: where it was evaluated; t a scalar, or b.
-      what: the prediction wanted.
+      x, t: where it was evaluated; t is a scalar or has shape (b,).
+      what: the prediction type to return.
     """
 
     def at(t: Time) -> tuple[tuple[Time, Time], tuple[Time, Time], Array]:
@@ -235,7 +239,7 @@ class AsVelocity:
         if self.predicts is velocity:
             return Evaluation(output, output, output, variance), state
         check_floating("the network's output", output)
-        # Data and v tell the other predictions at t = 0, also where alpha = 0 there.
+        # Data and v can be converted to the other predictions at t = 0, even if alpha = 0 there.
         low = 0.0 if self.predicts in (data, v) else self.margin
         one = functools.partial(conversion, self.path, src=self.predicts, dst=velocity)
         p, q = jax.vmap(one)(jnp.clip(t, low, 1 - self.margin))
@@ -256,19 +260,19 @@ def as_velocity(
 ) -> ModelFn:
     """Return a network that predicts `predicts` as a velocity field, a model function.
 
-    v(x, t) = p x + q network(x, t, cond), with (p, q) of `conversion` read at t moved into
-    [margin, 1 - margin], for data and v into [0, 1 - margin], so that it is finite at both ends; the
-    network itself is called at t. Samplers that step by data, noise or score read the network's own
+    v(x, t) = p x + q network(x, t, cond), with (p, q) of `conversion`. To stay finite at both ends,
+    (p, q) is computed at t clipped to [margin, 1 - margin], for data and v to [0, 1 - margin]; the
+    network itself is called at t. Samplers that step by data, noise or score use the network's own
     prediction instead, without the margin: see `read`.
-    Where the output has twice x's channels, the second half is kept as the ancestral sampler's
-    learned variance.
+    If the output has twice x's channels, the second half is the learned variance of the ancestral
+    sampler.
 
     Args:
       network: (x: b *d, t: b, cond) -> b *d, or with twice the channels.
       path: the path it was trained on.
       predicts: velocity, score, noise, data or v; velocity converts nothing.
-      margin: distance kept from the ends, in (0, 0.5); too small amplifies the network's error
-        by 1 / margin there.
+      margin: distance kept from the ends, in (0, 0.5). The network's error is amplified by
+        1 / margin there, so a small margin amplifies it much.
     Raises:
       ValueError: margin out of range; when called, an output of another shape.
     """

@@ -1,4 +1,4 @@
-"""Names to objects: the one place where a string from a config or a command line is looked up."""
+"""Lookup of names: every string from a config or a command line becomes an object here."""
 
 import difflib
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def nearest(name: str, names: list[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the closest of `names`, or nothing when none is close."""
+    """Return ` (did you mean 'x'?)` for the closest of `names`, or an empty string if none is close."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -21,7 +21,7 @@ def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
       name: the name asked for.
       table: names to objects.
     Raises:
-      ValueError: the name is not in the table; the message names the nearest and all of them.
+      ValueError: the name is not in the table; the message has the nearest name and all names.
     """
     if name not in table:
         hint = nearest(str(name), list(table))

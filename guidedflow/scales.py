@@ -1,6 +1,7 @@
-"""How a network takes its guidance scale: through its null branch, or as a number it was trained with."""
+"""How a network is given the guidance scale: by its null branch, or as an input that it was trained with."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Protocol
 
 import jax
@@ -12,11 +13,11 @@ from guidedflow.types import Cond, ModelFn, Scale
 
 
 class TakesScale(Protocol):
-    """How a network is guided by itself.
+    """How one network is guided without any other network.
 
     Attributes:
-      scalars: the numbers that the network takes beside its condition.
-      in_one_branch: whether a number takes the place of the null branch.
+      scalars: names of the numbers that the network takes besides its condition.
+      in_one_branch: whether the network takes the scale as a number, and needs no null branch.
     """
 
     @property
@@ -26,14 +27,14 @@ class TakesScale(Protocol):
     def in_one_branch(self) -> bool: ...
 
     def number(self, scale: float) -> float:
-        """Return what the network takes for the scale w.
+        """Return the number that the network takes for the scale w.
 
         Raises:
           ValueError: it was not trained for that scale.
         """
 
     def guided(self, model: ModelFn, null: Cond, number: Scale) -> ModelFn:
-        """Return the guided model at a number, or a schedule of it."""
+        """Return the guided model at a number, or at a schedule of numbers."""
 
     def unconditional(self, model: ModelFn, null: Cond) -> ModelFn:
         """Return the model without its condition."""
@@ -41,7 +42,7 @@ class TakesScale(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ByNull:
-    """Guided by classifier-free guidance: the network's null branch is the other one."""
+    """Classifier-free guidance with the network's own null branch."""
 
     scalars: tuple[str, ...] = ()
     in_one_branch: bool = False
@@ -66,11 +67,18 @@ class _Named:
     name: str
 
     def __call__(self, model: ModelFn, x: Array, t: Array, cond: Cond, number: Array) -> Array:
-        return model(x, t, {"label": cond, self.name: number})
+        return model(x, t, beside(cond, {self.name: number}))
+
+
+def beside(cond: Cond, numbers: Mapping[str, Array]) -> Cond:
+    """Return a condition with numbers beside it: a mapping's own, or of "label" and the numbers."""
+    if not numbers:
+        return cond
+    return {**(cond if isinstance(cond, Mapping) else {"label": cond}), **numbers}
 
 
 def student(model: ModelFn, name: str) -> Student:
-    """Return a velocity field of {"label", name} as one of (x, t, label, number)."""
+    """Return a velocity field of {the condition, name} as a student (x, t, cond, number)."""
     return jax.tree_util.Partial(_Named(name), model)
 
 
@@ -129,5 +137,5 @@ class ByInverse:
         return distillation.at_scale(student(model, "beta"), number)
 
     def unconditional(self, model: ModelFn, null: Cond) -> ModelFn:
-        """Return the network of the null condition at beta = 1."""
+        """Return the network under the null condition at beta = 1."""
         return guidance.fixed(self.guided(model, null, 1.0), null)

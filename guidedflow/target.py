@@ -1,8 +1,8 @@
-"""The platform and the devices that a program is built for: given, and by default what is attached.
+"""The platform and the devices that a program is built for; by default, the attached devices.
 
-Everything that depends on the device reads a `Target`; nothing asks JAX while it traces. So a program
-can be built on one machine for another: for devices of a topology that is not there, or for the
-lowering of another platform (`jax.export`).
+All code that depends on the device reads a `Target`, and no code asks JAX while it traces. A program
+can therefore be built on one machine for another: for the devices of a topology description, or for
+the lowering of another platform (`jax.export`).
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ _ALIASES = {"cuda": "gpu", "rocm": "gpu"}
 
 
 def check_platform(name: str) -> str:
-    """Return a platform's name as this package has it: "cpu", "gpu" or "tpu".
+    """Return the name of a platform in this package: "cpu", "gpu" or "tpu".
 
     Raises:
       ValueError: another name.
@@ -30,11 +30,11 @@ def check_platform(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Devices that a program is built for, of every process, and their platform.
+    """The devices, of all processes, that a program is built for, and their platform.
 
     Attributes:
       devices: attached devices, or those of a topology description.
-      process_index: of this process; devices of others are not local.
+      process_index: index of this process; devices of other processes are not local.
     Raises:
       ValueError: no device, or devices of a platform that is not known.
     """
@@ -68,5 +68,5 @@ class Target:
 
 
 def attached() -> Target:
-    """Return the devices that JAX has found. Call it where a program is set up, not while tracing."""
+    """Return the devices that JAX has found. Call it when a program is set up, not while tracing."""
     return Target(tuple(jax.devices()), jax.process_index())

@@ -1,7 +1,7 @@
-"""What the core passes around: model functions, scales, evaluations; and the checks they share.
+"""The types of the core: model functions, scales and evaluations, and the checks they share.
 
-A *model function* is any callable `(x, t, cond) -> velocity`. A sampler may carry a little more
-through its scan, by one protocol that plain functions satisfy for free:
+A *model function* is any callable `(x, t, cond) -> velocity`. A model that carries a state from step
+to step defines two more methods; a plain function needs neither:
 
   init(x) -> state                                     what the method remembers between steps
   evaluate(state, x, t, cond, at) -> Evaluation, state one evaluation of the step that began at `at`
@@ -15,16 +15,16 @@ from typing import Any, NamedTuple, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PyTree
 
 Cond = Any
 """A pytree of conditions, every leaf with the batch first."""
 ModelFn = Callable[[Float[Array, "b *d"], Float[Array, " b"], Cond], Float[Array, "b *d"]]
 Scale = float | Array | Callable[[Array], Array]
-"""A guidance scale: a number, an array (one, or one an example), or a schedule over t.
+"""A guidance scale: a number, an array (shape () or (b,)), or a schedule over t.
 
-A Python number is compiled into the program; an array is an argument of it, so a sweep over
-arrays compiles once.
+A Python number is compiled into the program. An array is an argument of the program, so a sweep
+over arrays compiles once.
 """
 
 
@@ -35,19 +35,20 @@ arrays compiles once.
 )
 @dataclasses.dataclass(frozen=True)
 class Native:
-    """What a network itself predicted, where that is not a velocity.
+    """A network's own prediction, if it is not a velocity.
 
-    Guidance moves velocities. A velocity that was moved stands for the output
+    Guidance changes the velocity. A changed velocity stands for the output
 
-      output + (velocity - self.velocity) / slope,
+      output + (velocity - self.velocity) / slope.
 
-    so that whatever is affine in the predictions means the same here, and what was not moved is the
-    network's own output to the last bit. `predictions.read` does that for samplers.
+    A method that is affine in the predictions therefore gives the same result in both spaces. If
+    guidance changes nothing, the output is the network's own to the last bit. Samplers use this
+    through `predictions.read`.
 
     Attributes:
       output: the network's prediction, b *d.
-      velocity: what it was turned into, b *d.
-      slope: by how much that moves as the output does, b.
+      velocity: the velocity that the prediction was converted to, b *d.
+      slope: d(velocity) / d(output), b.
       predicts: the type of the prediction, (path, t) -> (a, b).
     """
 
@@ -58,17 +59,17 @@ class Native:
 
 
 class Evaluation(NamedTuple):
-    """What one evaluation of a guided model tells a sampler; arrays are `b *d`.
+    """What one evaluation of a guided model returns to a sampler; arrays are `b *d`.
 
     Attributes:
       velocity: the guided velocity.
       conditional: the velocity of the conditional branch alone.
       renoise: the velocity whose noise estimate renoises a data estimate (CFG++: the null branch).
-      variance: where a network predicts it, the position in [-1, 1] between the smallest and the
-        largest log variance of an ancestral step; otherwise None.
-      shift: what an ancestral step's mean moves by in units of its variance, a score; or None.
-      native: the network's own prediction, where that is not a velocity; otherwise None. Guidance
-        leaves it alone; a method that replaces the velocity by something of its own sets None.
+      variance: the position in [-1, 1] between the smallest and the largest log variance of an
+        ancestral step, if the network predicts it; otherwise None.
+      shift: a score. An ancestral step adds it, times the step's variance, to the mean; or None.
+      native: the network's own prediction, if it is not a velocity; otherwise None. Guidance
+        does not change it. A method that replaces the velocity altogether sets None.
     """
 
     velocity: Array
@@ -85,7 +86,7 @@ class Evaluation(NamedTuple):
 
 
 def init_state(model: ModelFn, x: Array) -> PyTree:
-    """Return what `model` remembers before its first step; nothing for a plain function."""
+    """Return the state of `model` before the first step; empty for a plain function."""
     return model.init(x) if hasattr(model, "init") else ()
 
 
@@ -94,8 +95,8 @@ def evaluate(
 ) -> tuple[Evaluation, PyTree]:
     """Evaluate `model` at `(x, t)` within the step that began at time `at`.
 
-    `at` is what schedules of the scale are read at, so that a step's second evaluation is guided
-    as its first.
+    Schedules of the scale are evaluated at `at`, so that all evaluations of one step have the same
+    guidance scale.
     """
     if hasattr(model, "evaluate"):
         return model.evaluate(state, x, t, cond, at)
@@ -114,9 +115,9 @@ SHIFT = "shift"
 
 
 def needs(model: ModelFn) -> frozenset[str]:
-    """Return the fields of an Evaluation, beyond velocity, that `model` asks its sampler to use.
+    """Return the fields of an Evaluation, besides velocity, that `model` needs its sampler to use.
 
-    Found in the model or in anything it wraps: a class says so by its attribute `needs`.
+    A model class names them in its attribute `needs`. Models inside the model count too.
     """
     own: frozenset[str] = getattr(model, "needs", frozenset())
     if not dataclasses.is_dataclass(model) or isinstance(model, type):
@@ -132,7 +133,7 @@ T = TypeVar("T")
 def pytree(cls: type[T]) -> type[T]:
     """Make `cls` a frozen dataclass whose fields are pytree children.
 
-    Rebuilding such an object with equal static parts and other arrays does not recompile a sampler.
+    A sampler is not compiled again for a new object with equal static parts and other arrays.
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
@@ -142,6 +143,18 @@ def pytree(cls: type[T]) -> type[T]:
 def scale_at(scale: Scale, t: Array) -> Array | float:
     """Return the scale at time `t`."""
     return scale(t) if callable(scale) else scale
+
+
+def wide(value: Array) -> Array:
+    """Return `value` in float32, or in its own dtype if that is wider."""
+    # jnp.promote_types raises under jax_numpy_dtype_promotion=strict.
+    return value if jnp.finfo(value.dtype).bits > 32 else value.astype(jnp.float32)
+
+
+def weight_at(scale: Scale, t: Array, like: Array) -> Array:
+    """Return the scale at time `t` as a weight on `like`, b *d, in float32 or wider."""
+    weight = jnp.asarray(scale_at(scale, t), wide(like).dtype)
+    return jnp.asarray(expand(weight, like))
 
 
 def expand(weight: Array | float, like: Array) -> Array | float:
@@ -156,26 +169,8 @@ def expand(weight: Array | float, like: Array) -> Array | float:
     return jnp.reshape(weight, (-1,) + (1,) * (jnp.ndim(like) - 1))
 
 
-def example_keys(key: PRNGKeyArray, batch: int) -> PRNGKeyArray:
-    """Return one key an example: `fold_in(key, i)`, or `key` itself where it is already a batch.
-
-    Raises:
-      ValueError: `key` is no key, or a batch of another size.
-    """
-    dtype = getattr(key, "dtype", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not typed and not (dtype == jnp.uint32 and key.shape[-1:] == (2,)):
-        raise ValueError(f"key must be made by jax.random.key(seed), got {key!r}")
-    keys = key if typed else jax.random.wrap_key_data(key)
-    if keys.ndim == 0:
-        return jax.vmap(lambda i: jax.random.fold_in(keys, i))(jnp.arange(batch))
-    if keys.shape != (batch,):
-        raise ValueError(f"key must be one key or one an example ({batch},), got {keys.shape}")
-    return keys
-
-
 def concrete(value: Any) -> np.ndarray | None:
-    """Return `value` as numpy where its numbers are known while tracing, else None."""
+    """Return `value` as a numpy array if its numbers are known while tracing, else None."""
     return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
 
 
@@ -209,7 +204,7 @@ def check_scale(scale: Any) -> None:
 
 
 def check_batch_scale(scale: Array | float, batch: int) -> None:
-    """Raise ValueError unless `scale` is one number, or one an example."""
+    """Raise ValueError unless `scale` is one number, or one number per example."""
     if jnp.shape(scale) not in ((), (batch,)):
         raise ValueError(
             f"scale must be one number or one an example, shape () or ({batch},) for this batch of "
@@ -218,7 +213,7 @@ def check_batch_scale(scale: Array | float, batch: int) -> None:
 
 
 def check_times(t: Array, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless `t` is floating point of `shape`, with values in [0, 1] where known."""
+    """Raise ValueError unless `t` is floating point of `shape`, with values, if known, in [0, 1]."""
     check_floating("t", t)
     if jnp.shape(t) != shape:
         hint = "; vmap over the batch" if shape == () else ""
@@ -239,8 +234,8 @@ def check_batch(name: str, tree: PyTree, batch: int) -> None:
 def broadcast_null(null: Cond, cond: Cond) -> Cond:
     """Give the null condition the batch axis of `cond`, leaf by leaf.
 
-    A leaf of cond's own shape is one null an example (a negative prompt); one without the batch axis
-    serves all examples.
+    A leaf with the shape of cond's leaf holds one null condition per example (negative prompts). A
+    leaf without the batch axis is used for all examples.
 
     Raises:
       ValueError: the structures, shapes or dtypes of the two do not match.

@@ -13,28 +13,31 @@ ROOT = Path(guidedflow.__file__).parent
 
 # Each part may import the parts after its name, and itself; the others may import anything.
 CORE = {
-    "types", "paths", "predictions", "times", "losses", "distillation", "scales", "guidance",
-    "samplers", "adapters", "registry", "sizes", "target",
+    "types", "keys", "loops", "betas", "paths", "predictions", "times", "losses", "distillation",
+    "scales", "guidance", "samplers", "adapters", "registry", "sizes", "target",
 }  # fmt: skip
-_BASE = {"types", "registry", "sizes", "target", "files"}
+_BASE = {"types", "keys", "loops", "betas", "registry", "sizes", "target", "files"}
 _CORE = _BASE | {"paths", "predictions", "times", "losses", "distillation", "scales"}
 _CORE |= {"guidance", "samplers", "adapters"}
 _NETWORKS = {"conditions", "nn", "models"}
 _DRAWING = {"bundle", "pipelines"}
 MAY_IMPORT = {
     "types": set(),
+    "keys": set(),
+    "loops": set(),
     "registry": set(),
     "sizes": set(),
     "files": set(),
     "target": {"types", "registry"},
-    "paths": {"types"},
+    "betas": {"types"},
+    "paths": {"types", "betas"},
     "predictions": {"types", "paths"},
     "adapters": {"types", "paths", "predictions"},
-    "times": {"types", "paths"},
-    "losses": {"types", "paths", "predictions", "times"},
-    "guidance": {"types", "paths", "predictions", "times"},
-    "samplers": {"types", "paths", "predictions", "times"},
-    "distillation": {"types", "paths", "losses"},
+    "times": {"types", "keys", "paths"},
+    "losses": {"types", "keys", "paths", "predictions", "times"},
+    "guidance": {"types", "loops", "paths", "predictions", "times"},
+    "samplers": {"types", "keys", "loops", "betas", "paths", "predictions", "times"},
+    "distillation": {"types", "keys", "paths", "losses"},
     "scales": {"types", "guidance", "distillation"},
     "conditions": {"types", "registry"},
     "nn": _BASE | {"conditions"},

@@ -26,35 +26,6 @@ def test_a_model_of_another_shape_is_refused():
         types.evaluate(lambda x, t, c: x[:, :1], (), jnp.ones((2, 3)), jnp.zeros(2), None, 0.0)
 
 
-def test_example_keys_fold_in_the_index():
-    key = jax.random.key(5)
-    keys = types.example_keys(key, 3)
-    for i in range(3):
-        assert keys[i] == jax.random.fold_in(key, i)
-    assert types.example_keys(keys, 3) is keys
-
-
-def test_old_style_keys_draw_as_new_ones_do():
-    old, new = (
-        types.example_keys(jax.random.PRNGKey(5), 3),
-        types.example_keys(jax.random.key(5), 3),
-    )
-    np.testing.assert_array_equal(jax.random.key_data(old), jax.random.key_data(new))
-    batch = jax.random.key_data(new)
-    np.testing.assert_array_equal(jax.random.key_data(types.example_keys(batch, 3)), batch)
-
-
-@pytest.mark.parametrize("key", [0, None, "a", np.float32(1)])
-def test_what_is_no_key_is_refused(key):
-    with pytest.raises(ValueError, match="key must be"):
-        types.example_keys(key, 3)
-
-
-def test_a_batch_of_keys_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"one an example \(3,\), got \(2,\)"):
-        types.example_keys(jax.random.split(jax.random.key(0), 2), 3)
-
-
 def test_pytrees_compare_by_their_parts():
     @types.pytree
     class Pair:

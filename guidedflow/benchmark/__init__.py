@@ -1,9 +1,9 @@
-"""How many guided sampler steps a second a device gives, and at what fraction of its peak.
+"""Guided sampler steps per second on a device, and the fraction of its peak.
 
-Every way of sampling is compiled ahead of time, and then all of them, and the matrix product that
-stands for the device's peak, are timed in turn, A B C A B C: what disturbs the machine disturbs them
-alike, and ratios are taken round by round. Needs the core and Flax, no data and no config library;
-pictures need matplotlib.
+All modes of sampling are compiled ahead of time. Then they, and the matmul that gives the device's peak,
+are timed in turn, A B C A B C. A disturbance of the machine therefore affects all of them alike. Ratios
+are taken round by round. The benchmark needs the core and Flax, but no data and no config library; plots
+need matplotlib.
 """
 
 from guidedflow.benchmark.counting import (

@@ -15,16 +15,16 @@ from guidedflow.nn.capabilities import capabilities
 from guidedflow.nn.operations import XLA, Operations
 from guidedflow.pipelines.methods import RUNGE_KUTTA
 
-# What the two counts may differ by: softmax, normalisation and activations are in one of them alone.
+# Largest difference of the two counts; softmax, normalisation and activations are only in one of them.
 AGREE = 0.1
 
 
 def dit_flops(network: Any) -> float:
-    """Return the floating-point operations of one DiT evaluation of one image, 2 a multiply-add.
+    """Return the floating-point operations of one DiT evaluation of one image, 2 per multiply-add.
 
-    Each block: 2 n d (3 d + d + 2 m d) for the products of n tokens of width d, 4 n^2 d for
-    attention, 12 d^2 for the modulation; the embedders and the final layer around them. Softmax,
-    normalisation and activations are left out, as is usual.
+    Each block has 2 n d (3 d + d + 2 m d) for the linear layers of n tokens of width d, 4 n^2 d for
+    attention and 12 d^2 for the modulation. The embedders and the final layer are added. Softmax,
+    normalisation and activations are left out, as usual.
     """
     n, d = network.grid[0] * network.grid[1], network.width
     hidden = round(network.mlp_ratio * d)
@@ -45,10 +45,11 @@ def counted_flops(work: Workload) -> float:
 
 
 def network_flops(work: Workload) -> tuple[float, dict[str, float | str]]:
-    """Return the operations of one evaluation of the batch, and where the number is from.
+    """Return the operations of one evaluation of the batch, and the source of the number.
 
-    The compiler's count, held against the formula for a DiT. It does not see into fused attention or
-    the turns of a loop over layers: where the two are more than a tenth apart the formula counts.
+    It is the compiler's count, checked against the formula for a DiT. The compiler does not count inside
+    fused attention nor the iterations of a loop over layers. If the two differ by more than a tenth, the
+    formula is used.
     """
     counted = counted_flops(work)
     about: dict[str, float | str] = {"flops_per_image_by_compiler": counted / work.batch}
@@ -64,19 +65,19 @@ def network_flops(work: Workload) -> tuple[float, dict[str, float | str]]:
 
 
 def guided_steps(starts: np.ndarray, mode: str) -> int:
-    """Return how many of the steps that begin at these times evaluate a second branch."""
+    """Return the number of steps, of those beginning at these times, that evaluate the null branch."""
     if mode in ("none", "outside"):
         return 0
     if mode == "interval":
         return int(((starts >= 0.25) & (starts <= 0.75)).sum())
     if mode == "reuse":
-        # The line's two differences, and one more every EVERY steps.
+        # Linear extrapolation takes two differences at first, and one more every EVERY steps.
         return min(2, len(starts)) + max(0, len(starts) - 2) // EVERY
     return len(starts)
 
 
 def evaluations(work: Workload, mode: str) -> float:
-    """Return the evaluations of the whole batch that one run of this mode takes."""
+    """Return the number of evaluations of the whole batch in one run of this mode."""
     _, each = RUNGE_KUTTA[work.solver]
     starts = np.asarray(work.ts[:-1])
     return float(each * (len(starts) + guided_steps(starts, mode)))
@@ -84,7 +85,7 @@ def evaluations(work: Workload, mode: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Matmul:
-    """A run of matrix products of a network's own MLP shape.
+    """A run of matmuls with the shape of a network's own MLP.
 
     Attributes:
       run: runs them and waits.
@@ -96,11 +97,11 @@ class Matmul:
 
 
 def matmuls(network: Any, batch: int, dtype: Any) -> dict[str, Matmul]:
-    """Return runs of matrix products of the network's own MLP shape, by who computes them.
+    """Return runs of matmuls with the shape of the network's own MLP, by implementation.
 
-    The shape is that of both branches' tokens times the widest kernel: the products that most of the
-    network's time goes to, with nothing around them. XLA computes one run and the network's kernels,
-    where it has others, another; the peak is that of the faster, whatever the network uses.
+    The shape is the tokens of both branches times the widest kernel. Most of the network's time goes to
+    these matmuls; here nothing else is computed. One run is by XLA. If the network has other kernels,
+    they compute another run. The peak is that of the faster one, whichever the network uses.
     """
     own: Operations = network.operations
     xla = XLA(own.platform)
@@ -113,7 +114,7 @@ def matmuls(network: Any, batch: int, dtype: Any) -> dict[str, Matmul]:
 def matmul_peak(
     products: Mapping[str, Matmul], seconds: dict[str, list[float]]
 ) -> tuple[np.ndarray, str]:
-    """Take the products' rounds out of `seconds`; return the peak in each round and whose it is."""
+    """Take the matmul's rounds out of `seconds`; return the peak of each round and its implementation."""
     rates = {
         name: made.operations / np.asarray(seconds.pop(name)) for name, made in products.items()
     }
@@ -125,24 +126,24 @@ def _matmul(operations: Operations, network: Any, batch: int, dtype: Any) -> Mat
     rows, width = 2 * batch * network.grid[0] * network.grid[1], network.width
     hidden = round(network.mlp_ratio * width)
     if operations.rows_per_turn is not None:
-        # Sampling takes a batch in turns. XLA's product of so many rows is faster than a large one:
-        # against the large one utilisation came out above 1. Kernels like both branches' rows.
+        # Sampling evaluates a batch in micro-batches. XLA's matmul of so few rows is faster than a large
+        # one; relative to the large one, utilisation was above 1. Kernels take the rows of both branches.
         turns = 1 if operations.name == "xla" else 2
         rows = min(rows, turns * operations.rows_per_turn)
-    # A product that the call itself outlasts would measure the call.
+    # A very short matmul would measure the overhead of the call.
     rows *= max(1, round(1e8 / (2.0 * rows * width * hidden)))
     keys = jax.random.split(jax.random.key(0))
     a = jax.random.normal(keys[0], (rows, width), dtype)
     b = jax.random.normal(keys[1], (width, hidden), dtype)
     one = 2.0 * rows * width * hidden
-    # Long enough for the clock: about what a twentieth of a second of 200 GFLOP/s holds on a CPU.
+    # Long enough for the clock: on a CPU about a twentieth of a second at 200 GFLOP/s.
     target = 1e10 if operations.platform == "cpu" else 2e13
     count = max(1, round(target / one))
 
     @jax.jit
     def chain(a: Array, b: Array) -> Array:
-        # In one program, as the network's are, each product waiting for the one before: a call of its
-        # own puts its result into fresh memory, and takes up to a fifth longer.
+        # All in one program, as in the network, and each matmul depends on the one before. A separate
+        # call writes its result to fresh memory and takes up to a fifth longer.
         def once(_: int, a: Array) -> Array:
             return a.at[0, 0].set(jnp.tanh(operations.matmul(a, b)[0, 0]))
 

@@ -1,4 +1,4 @@
-"""How cost grows: seconds of one job over batch, tokens, depth and steps, with a line and a limit."""
+"""Growth of the cost: seconds of one job over batch, tokens, depth and steps, with a fit and a limit."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,13 +11,13 @@ from guidedflow.benchmark.timing import machine, spread, timed
 from guidedflow.benchmark.workload import Workload, make_workload
 from guidedflow.nn.capabilities import capabilities
 
-# What is varied, as a multiple of the job that is asked for.
+# The values of a quantity, as multiples of its value in the requested job.
 FACTORS = (0.25, 0.5, 1.0, 1.5, 2.0)
 QUANTITIES = ("batch", "tokens", "depth", "steps")
 
 
 def sized(network: Any, tokens: int) -> Any:
-    """Return the network for the square image whose side gives about that many tokens."""
+    """Return the network for a square image with about this many tokens."""
     side = max(1, round(tokens**0.5))
     return network.clone(image_size=network.patch * side)
 
@@ -25,10 +25,10 @@ def sized(network: Any, tokens: int) -> Any:
 def jobs(
     network: Any, batch: int, steps: int, solver: str, factors: tuple[float, ...] = FACTORS
 ) -> dict[str, list[tuple[int, Workload]]]:
-    """Return, for each quantity, its values and their jobs; the others stay as asked for.
+    """Return, for each quantity, its values and their jobs; the other quantities stay as requested.
 
     Raises:
-      ValueError: the network is no DiT, whose depth and tokens can be changed.
+      ValueError: the network is not a DiT; only there depth and tokens can be changed.
     """
     if not capabilities(network).transformer:
         raise ValueError(f"--grow takes a DiT, got a {type(network).__name__}")
@@ -53,7 +53,7 @@ def jobs(
 
 
 def _first(params: dict[str, Any], depth: int) -> dict[str, Any]:
-    """Return the parameters of a network of this depth out of those of a deeper one."""
+    """Return the parameters of the first `depth` blocks of a deeper network, with all others."""
     kept = {f"blocks_{index}" for index in range(depth)}
     return {name: leaf for name, leaf in params.items() if name in kept or "blocks_" not in name}
 
@@ -65,7 +65,7 @@ def size_of(work: Workload) -> tuple[int, int, int, int]:
 
 
 def fitted(values: list[int], seconds: list[float], degree: int = 1) -> dict[str, Any]:
-    """Return the least-squares polynomial, highest power first, and the share of variance it takes."""
+    """Return the least-squares polynomial, highest power first, and the share of variance it explains."""
     coefficients = np.polyfit(values, seconds, min(degree, len(values) - 1))
     left = np.asarray(seconds) - np.polyval(coefficients, values)
     total = np.asarray(seconds) - np.mean(seconds)
@@ -83,15 +83,15 @@ def bench_growth(
     report: Callable[[str], None],
     factors: tuple[float, ...] = FACTORS,
 ) -> dict[str, Any]:
-    """Measure one way of guiding over each quantity, all jobs in turn with the device's peak.
+    """Measure one mode of guidance over each quantity; all jobs and the device's peak are timed in turn.
 
     Returns:
       `machine`, `workload` (the job in the middle), `mode`, `peak_flops`, and for each quantity its
-      `values`, `seconds` (min, median, max), `limit`, the seconds that the operations take at the peak,
-      and `fit`: a line, and for tokens a parabola, since attention grows with their square.
+      `values`, `seconds` (min, median, max), `limit` (the seconds of the operations at the peak) and
+      `fit`: a line, or for tokens a parabola, because attention grows with their square.
     """
     varied = jobs(network, batch, steps, solver, factors)
-    # The job in the middle is a point of all four curves, and measured once.
+    # The job in the middle is a point of all four curves and is measured only once.
     distinct = {size_of(work): work for points in varied.values() for _, work in points}
     runs = {}
     for size, work in distinct.items():
@@ -125,7 +125,7 @@ def bench_growth(
 
 
 def growth_table(figures: Mapping[str, Any]) -> str:
-    """Return the fitted lines as text, with how much of the limit is reached at either end."""
+    """Return the fits as text, with the fraction of the peak at both ends."""
     lines = []
     for quantity, one in figures["growth"].items():
         terms = [f"{c:.3g}" for c in one["fit"]["coefficients"]]

@@ -1,8 +1,8 @@
-"""Where an evaluation's time goes: every part of a DiT compiled apart, at the network's own shapes.
+"""The time of each part of a DiT evaluation, compiled separately at the network's own shapes.
 
-A part is repeated as often as the network has it, one after another, each time with its own
-parameters. What the whole network takes beyond the sum is what parts cost each other: activations
-that leave the caches between them; where it takes less, the compiler fuses across them.
+A part is repeated as often as it occurs in the network, one after another, each time with its own
+parameters. If the whole network takes longer than the sum of its parts, activations leave the caches
+between the parts. If it takes less, the compiler fuses operations of different parts.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from guidedflow.nn.linear import MLP, Dense
 from guidedflow.nn.microbatching import for_device
 from guidedflow.nn.patches import patchify, unpatchify
 
-# (evaluations) -> None, which takes so many and waits.
+# (evaluations) -> None: runs this many evaluations and waits.
 Evaluate = Callable[[int], None]
 
 
@@ -58,7 +58,7 @@ def _normalisation(net: Any, x: Array, c: Array) -> Array:
     return x
 
 
-# Parts that every block has, by name: (network, tokens, condition) -> tokens or condition.
+# The parts of every block, by name: (network, tokens, condition) -> tokens or condition.
 BLOCK: Mapping[str, Callable[[Any, Array, Array], Array]] = {
     "attention": _attention,
     "attention's projections": _projections,
@@ -107,7 +107,7 @@ class Embedding(nn.Module):
 
 
 class Final(nn.Module):
-    """The last modulation, normalisation and product, and the picture put together."""
+    """The last modulation, normalisation and linear layer, and the conversion of tokens to an image."""
 
     source: Any
 
@@ -131,7 +131,7 @@ class _Call:
 
 
 def _run_of(model: Callable, params: PyTree, inputs: tuple, network: Any) -> Evaluate:
-    """Compile one evaluation of the batch and return a run of so many of them."""
+    """Compile one evaluation of the batch and return a function that runs a number of them."""
 
     def evaluate(params: PyTree, *inputs: Array) -> Array:
         return for_device(Partial(model, params), network)(*inputs)
@@ -150,7 +150,7 @@ def part_runs(work: Workload) -> dict[str, Evaluate]:
     """Return runs of the whole network, "whole", and of each of its parts.
 
     Raises:
-      ValueError: the network is no DiT of labels alone.
+      ValueError: the network is not a DiT whose only condition is labels.
     """
     net = work.network
     if not capabilities(net).transformer or net.scalars:
@@ -178,7 +178,7 @@ def bench_parts(
     """Return milliseconds of one unguided evaluation of the batch, and of each of its parts.
 
     Args:
-      times: evaluations a round; 0 takes as many as last about a twentieth of a second.
+      times: evaluations per round; 0 takes as many as fit in about a twentieth of a second.
     """
     report("compiling the parts")
     compiled = part_runs(work)

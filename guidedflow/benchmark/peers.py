@@ -1,6 +1,6 @@
-"""Other programs beside ours in one benchmark: loaded by path, held to our output, then compared.
+"""Programs of other projects in the same benchmark: they must agree with our output, then are compared.
 
-The programs live in the folder `benchmarks` of a checkout, since they import other frameworks.
+The programs are in the folder `benchmarks` of a checkout, because they import other frameworks.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from guidedflow.benchmark.workload import MODES, Workload, model_of
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """Another program on the workload's parameters, noise and labels.
+    """Another project's program, with the workload's parameters, noise and labels.
 
     Attributes:
       run: samples once and waits.
-      evaluate: a time to the guided velocity there, at the workload's noise, b h w c.
-      relative: how far, relative to the largest value, the velocity may be from ours.
+      evaluate: (time) -> the guided velocity at the workload's noise, b h w c.
+      relative: largest difference of the velocity from ours, relative to the largest value.
     """
 
     run: Callable[[], None]
@@ -37,7 +37,7 @@ def load() -> Any:
     """Return the checkout's `benchmarks` package.
 
     Raises:
-      ValueError: this is no checkout, or what the other programs need is not installed.
+      ValueError: this is not a checkout, or a package that the programs need is not installed.
     """
     folder = Path(__file__).parents[2] / "benchmarks"
     name = "guidedflow_benchmarks"
@@ -70,10 +70,10 @@ def velocity(work: Workload, mode: str, t: float) -> np.ndarray:
 
 
 def distance(work: Workload, mode: str, peer: Peer, name: str) -> float:
-    """Return how far the peer's guided velocity is from ours, relative to the largest value.
+    """Return the difference of the peer's guided velocity from ours, relative to the largest value.
 
     Raises:
-      ValueError: farther than the peer's tolerance: a comparison would mean nothing.
+      ValueError: it exceeds the peer's tolerance, so a comparison would mean nothing.
     """
     t = 0.3
     ours = velocity(work, mode, t)
@@ -84,13 +84,13 @@ def distance(work: Workload, mode: str, peer: Peer, name: str) -> float:
 
 
 def ratios(seconds: Mapping[str, Any], ours: str, theirs: str) -> dict[str, Any]:
-    """Return their seconds over ours, round by round: above 1 we are faster."""
+    """Return their seconds divided by ours, round by round; above 1 ours is faster."""
     pairs = np.asarray(seconds[theirs]) / np.asarray(seconds[ours])
     return {"times_faster": spread(pairs), "rounds": [round(float(pair), 4) for pair in pairs]}
 
 
 def lines(compared: Mapping[str, Any]) -> str:
-    """Return the comparison as text, the ratio of every round in its order."""
+    """Return the comparison as text, with the ratios of all rounds in order."""
     out = [f"{'against':15} {'times faster: min / median / max':34} round by round"]
     for name, row in compared.items():
         ratio = row["times_faster"]

@@ -1,4 +1,4 @@
-"""The benchmark's figures as pictures; the one module here that needs matplotlib."""
+"""Plots of the benchmark's figures; only this module of the benchmark needs matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,14 +17,14 @@ UNITS = {"batch": "images", "tokens": "tokens an image", "depth": "blocks", "ste
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a picture under a temporary name and rename it into place."""
+    """Write a plot under a temporary name and rename it."""
     FigureCanvasAgg(figure)
     with replacing(file) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
 
 def about(figures: Mapping[str, Any], *, batch: bool = True) -> str:
-    """Return one line that says what was measured on what."""
+    """Return one line with the workload and the machine."""
     work, where = figures["workload"], figures["machine"]
     size = f"batch {work['batch']}, " if batch else ""
     return (
@@ -34,14 +34,14 @@ def about(figures: Mapping[str, Any], *, batch: bool = True) -> str:
 
 
 def error_bars(spreads: Sequence[Mapping[str, float]]) -> tuple[list[float], list[list[float]]]:
-    """Return medians, and how far the least and the greatest lie from them."""
+    """Return the medians, and the distances of the minima and maxima from them."""
     middle = [one["median"] for one in spreads]
     below = [one["median"] - one["min"] for one in spreads]
     return middle, [below, [one["max"] - one["median"] for one in spreads]]
 
 
 def rates(figures: Mapping[str, Any], file: Path) -> None:
-    """Draw steps a second of every mode."""
+    """Plot the steps per second of every mode."""
     rows = figures["rows"]
     middle, error = error_bars([row["steps_per_second"] for row in rows])
     figure = Figure(figsize=(7, 3.5), layout="constrained")
@@ -55,7 +55,7 @@ def rates(figures: Mapping[str, Any], file: Path) -> None:
 
 
 def batches(sweep: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Draw images a second, and seconds a job, over the batch, a curve a mode."""
+    """Plot images per second and seconds per job over the batch, one curve per mode."""
     sizes = [figures["workload"]["batch"] for figures in sweep]
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -89,7 +89,7 @@ _INVERSE = {"min": "max", "median": "median", "max": "min"}
 
 
 def parts(figures: Mapping[str, Any], file: Path) -> None:
-    """Draw milliseconds of every part of the network beside those of the whole."""
+    """Plot the milliseconds of every part of the network and of the whole."""
     names = [*figures["milliseconds"], "whole network"]
     middle, error = error_bars([*figures["milliseconds"].values(), figures["whole"]])
     figure = Figure(figsize=(7.5, 3.8), layout="constrained")
@@ -106,7 +106,7 @@ def parts(figures: Mapping[str, Any], file: Path) -> None:
 
 
 def growth(figures: Mapping[str, Any], file: Path) -> None:
-    """Draw seconds over each quantity with the fitted line and the limit of the matmul peak."""
+    """Plot seconds over each quantity with the fit and the limit from the matmul peak."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     for axes, (quantity, one) in zip(
         figure.subplots(2, 2).ravel(), figures["growth"].items(), strict=True

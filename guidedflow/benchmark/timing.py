@@ -1,4 +1,4 @@
-"""Clocks, memory, and what a figure must be read with."""
+"""Timing, memory, and the facts about the machine that belong to a figure."""
 
 import platform
 import time
@@ -15,20 +15,27 @@ from guidedflow.target import attached
 def timed(
     runs: Mapping[str, Callable[[], None]], repeats: int, report: Callable[[str], None]
 ) -> dict[str, list[float]]:
-    """Return seconds of each run, `repeats` of them, taken in turn after one warm-up round."""
+    """Return seconds of each run, `repeats` of them, taken in turn after one warm-up round.
+
+    Reports the seconds of each warm-up as a first figure.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(repeats + 1):
         for name, run in runs.items():
             began = time.perf_counter()
             run()
+            taken = time.perf_counter() - began
             if index:
-                seconds[name].append(time.perf_counter() - began)
-        report(f"round {index} of {repeats}" if index else "warm")
+                seconds[name].append(taken)
+            else:
+                report(f"warm: {name} {taken:.3g} s")
+        if index:
+            report(f"round {index} of {repeats}")
     return seconds
 
 
 def spread(values: list[float] | np.ndarray) -> dict[str, float]:
-    """Return the least, the median and the greatest."""
+    """Return the minimum, the median and the maximum."""
     return {
         "min": float(np.min(values)),
         "median": float(np.median(values)),
@@ -37,10 +44,10 @@ def spread(values: list[float] | np.ndarray) -> dict[str, float]:
 
 
 def program_bytes(compiled: Any) -> int:
-    """Return the bytes that a compiled program holds at once on one device, by XLA's account.
+    """Return the peak bytes of a compiled program on one device, according to XLA.
 
-    Arguments + outputs + temporaries, less what outputs share with donated arguments; 0 where XLA
-    keeps no account.
+    These are arguments + outputs + temporaries, minus the memory that outputs share with donated
+    arguments; 0 if XLA does not report them.
     """
     try:
         account = compiled.memory_analysis()
@@ -52,16 +59,16 @@ def program_bytes(compiled: Any) -> int:
 
 
 def device_peak() -> int:
-    """Return the most bytes that the first device has held since the start; 0 if it does not count."""
+    """Return the first device's peak bytes since the start; 0 if the device does not count them."""
     stats = attached().local[0].memory_stats() or {}
     return int(stats.get("peak_bytes_in_use", 0))
 
 
 def peak_memory(run: Callable[[], None], compiled_bytes: int) -> dict[str, Any]:
-    """Run once, and return the peak memory of it and who says so.
+    """Run once, and return the peak memory and the source of the number.
 
-    A device's own peak never falls, so it is this run's where it rises during the run; elsewhere, and
-    on CPUs, which do not count, the compiled program's account stands.
+    A device's own peak never falls. If it rises during the run, it is the peak of this run. If not, and
+    on CPUs, which do not count, the number is that of the compiled program.
     """
     before = device_peak()
     run()
@@ -75,7 +82,7 @@ def peak_memory(run: Callable[[], None], compiled_bytes: int) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Return what a figure must be read with: device, versions, date."""
+    """Return the facts that belong to a figure: device, versions, date."""
     target = attached()
     device = target.devices[0]
     return {
@@ -91,7 +98,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Return the processor's name where the system tells, else its architecture."""
+    """Return the processor's name if the system gives it, else its architecture."""
     try:
         with open("/proc/cpuinfo") as lines:
             for line in lines:

@@ -1,4 +1,4 @@
-"""How many training steps a second a device gives: flow matching, AdamW and the moving average."""
+"""Benchmark of the training step: flow matching, AdamW and the EMA, in steps per second."""
 
 import dataclasses
 import time
@@ -30,7 +30,7 @@ class TrainingStep:
     Attributes:
       run: takes one step and waits.
       compile_seconds: lowering and compiling.
-      peak_bytes: by XLA's account, on one device.
+      peak_bytes: peak memory on one device, according to XLA.
     """
 
     run: Callable[[], None]
@@ -42,7 +42,7 @@ def strategy_of(name: str, mesh: tuple[int, int] = (0, 1)) -> Any:
     """Return a strategy of `guidedflow train` by its name.
 
     Args:
-      name: of STRATEGIES; "one" is the first device alone, "auto" pmap on several devices.
+      name: a name of STRATEGIES; "one" is the first device alone, "auto" is pmap on several devices.
       mesh: sizes of the axes data and fsdp, for "mesh".
     Raises:
       ValueError: the mesh does not fit the devices.
@@ -56,7 +56,7 @@ def strategy_of(name: str, mesh: tuple[int, int] = (0, 1)) -> Any:
 
 
 def _one_device(target: Target) -> Any:
-    """Return the sharded strategy on the first device, whatever others there are."""
+    """Return the sharded strategy on the first device only."""
     from guidedflow.training import parallel
 
     class OneDevice(parallel.Sharded):
@@ -67,7 +67,7 @@ def _one_device(target: Target) -> Any:
 
 
 def loss_of(work: Workload) -> Callable[[PyTree, Any, Array], Array]:
-    """Return the flow-matching loss of each example, conditions dropped one time in ten."""
+    """Return the flow-matching loss of each example; a condition is dropped with probability 0.1."""
     apply, null = image_channels(work.network), jnp.int32(work.network.num_classes)
 
     def loss(params: PyTree, batch: Any, key: Array) -> Array:
@@ -89,11 +89,11 @@ def step_of(work: Workload, accumulate: int = 1, strategy: Any = None) -> Traini
     """Compile the training step of `guidedflow train`.
 
     Args:
-      work: its noise stands for the data.
-      accumulate: micro-batches a step, cut further where that suits the device, as training does.
-      strategy: over devices; None is the first device alone.
+      work: the workload; its noise is used as the data.
+      accumulate: micro-batches per step; as in training, smaller ones are used if that suits the device.
+      strategy: the sharding strategy; None is the first device alone.
     Raises:
-      ValueError: the devices do not divide the batch.
+      ValueError: the batch is not divisible by the number of devices.
     """
     import optax
 
@@ -130,9 +130,9 @@ def step_of(work: Workload, accumulate: int = 1, strategy: Any = None) -> Traini
 
 
 def gradient_flops(work: Workload) -> float:
-    """Return the operations of the products of one step's loss and gradient, from their trace.
+    """Return the operations of the matmuls in one step's loss and gradient, from their jaxpr.
 
-    XLA's own count takes a loop's body once, and a step is a loop over micro-batches.
+    XLA's own count takes the body of a loop only once, and a step is a loop over micro-batches.
     """
     from guidedflow.training.flops import counted
 
@@ -153,12 +153,13 @@ def bench_training(
     accumulate: int = 1,
     strategy: Any = None,
 ) -> dict[str, Any]:
-    """Measure the training step beside the device's peak and other programs' steps.
+    """Measure the training step together with the device's peak and other programs' steps.
 
     Returns:
-      compile_seconds, steps_per_second, images_per_second (which are the evaluations a second, each
-      with its gradient), utilisation (three forward evaluations' operations a step: the backward pass
-      takes two), the operations counted in the trace over those, memory, and the seconds of every round.
+      compile_seconds, steps_per_second, images_per_second (evaluations with their gradient per second),
+      utilisation (a step has the operations of three forward evaluations, because the backward pass
+      takes two), the ratio of the operations counted in the jaxpr to those, memory, and the seconds of
+      every round.
     """
     report("compiling the training step")
     strategy = strategy_of("one") if strategy is None else strategy

@@ -1,4 +1,4 @@
-"""What is measured: a network, the arrays of one sampling job, and the ways of guiding and stepping."""
+"""The workload of the benchmark: a network, the arrays of one sampling job, guidance modes and solvers."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from guidedflow.types import ModelFn
 
 SCALE = 1.5
 EVERY = 3
-# The middle half of the grid guided, and none of it: no time of a grid lies in (1e-6, 2e-6).
+# Guidance in the middle half of the grid, and nowhere: no time of a grid lies in (1e-6, 2e-6).
 MODES: Mapping[str, Callable[[ModelFn, int], ModelFn]] = {
     "none": lambda model, null: model,
     "vmapped": lambda model, null: guidance.classifier_free(
@@ -44,7 +44,7 @@ MODES: Mapping[str, Callable[[ModelFn, int], ModelFn]] = {
 
 
 def image_channels(network: nn.Module) -> Callable[..., Array]:
-    """Return (params, x, t, labels) -> the network's image channels alone; equal for equal networks."""
+    """Return (params, x, t, labels) -> only the network's image channels; equal for equal networks."""
     return Partial(_image_channels, Apply(network))
 
 
@@ -81,7 +81,7 @@ class Workload:
 
     @property
     def devices(self) -> int:
-        """How many devices the batch is spread over."""
+        """The number of devices that the batch is spread over."""
         return len(self.noise.sharding.device_set)
 
 
@@ -91,7 +91,7 @@ def _image_channels(model: Callable[..., Array], *arguments: Any) -> Array:
 
 
 def model_of(work: Workload, params: PyTree, labels: Array, ts: Array) -> ModelFn:
-    """Return the unguided model of a job at the times `ts`, in the groups that suit the device."""
+    """Return the unguided model of a job at the times `ts`, in micro-batches that suit the device."""
     network = work.network
     model: ModelFn = Partial(_image_channels, Partial(Apply(network), params))
     if work.conditioning == "once":
@@ -101,7 +101,7 @@ def model_of(work: Workload, params: PyTree, labels: Array, ts: Array) -> ModelF
 
 
 def random_params(network: nn.Module, shape: tuple[int, ...], seed: int = 0) -> PyTree:
-    """Return parameters without the zeros of a new network, whose products could be skipped."""
+    """Return parameters without the zeros of a new network, because matmuls by zeros could be skipped."""
     x, t, labels = jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
 
     def make(key: Array) -> PyTree:
@@ -129,8 +129,8 @@ def make_workload(
     """Return a sampling job of `batch` images over `steps` steps.
 
     Args:
-      params: of the network; None for random ones.
-      conditioning: as `Workload` has it.
+      params: parameters of the network; None for random ones.
+      conditioning: as in `Workload`.
     """
     shape = (*network.size, network.channels)
     noise = samplers.draw_noise(jax.random.key(seed), (batch, *shape))
@@ -140,10 +140,10 @@ def make_workload(
 
 
 def over_devices(work: Workload) -> Workload:
-    """Return the same job with its batch spread over all devices, as `guidedflow sample` spreads it.
+    """Return the same job with its batch spread over all devices, as in `guidedflow sample`.
 
     Raises:
-      ValueError: the devices do not divide the batch.
+      ValueError: the batch is not divisible by the number of devices.
     """
     mesh = attached().mesh()
     if work.batch % mesh.size:

@@ -34,13 +34,13 @@ def parser() -> Parser:
     )
     options.add_argument("--batch", type=int, default=8, help="images (default 8)")
     options.add_argument("--batches", help="or several batches one after another, as 1,8,32")
-    options.add_argument("--steps", type=int, default=50, help="solver steps (default 50)")
+    options.add_argument("--steps", type=int, default=10, help="solver steps (default 10)")
     options.add_argument("--repeats", type=int, default=5, help="timed rounds (default 5)")
     options.add_argument("--solver", default="euler", help="euler, midpoint, heun or rk4")
     options.add_argument(
         "--modes",
-        default=",".join(benchmark.MODES),
-        help=f"ways of guiding, of {','.join(benchmark.MODES)} (default all)",
+        default="none,vmapped",
+        help=f"ways of guiding, of {','.join(benchmark.MODES)} (default none,vmapped)",
     )
     options.add_argument(
         "--dtype", help="float32 or bfloat16 (default: what the device is fast in)"
@@ -122,7 +122,7 @@ def whole_numbers(option: str, text: str, between: str) -> list[int]:
 
 
 def write(figures: Any, name: str, folder: Path, report: Report) -> None:
-    """Write NAME.json, and where matplotlib is installed its pictures, into `folder`."""
+    """Write NAME.json, and where matplotlib is installed its images, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")

@@ -22,7 +22,7 @@ from guidedflow.data.encoding import Job, encode
 from guidedflow.data.latent_files import DTYPES
 from guidedflow.registry import choose
 
-# Pictures that are decoded again, to say what was lost.
+# Number of images that are decoded again to measure the error.
 _COMPARED = 256
 
 
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def job_of(given: argparse.Namespace) -> Job:
-    """Return the job that the options ask for.
+    """Return the job that the options describe.
 
     Raises:
       ValueError: an unknown name, or a data set that is not there.
@@ -66,7 +66,7 @@ def job_of(given: argparse.Namespace) -> Job:
     fit = choose("encoder", given.encoder, ENCODERS)
     splits: dict[str, data.Dataset] = {}
     for split in given.splits.split(","):
-        # Each picture is read once: keeping it would cost memory and save nothing.
+        # Each image is read once: keeping it would cost memory and save nothing.
         splits[split] = data.load(
             given.dataset,
             split=split,
@@ -90,7 +90,7 @@ def job_of(given: argparse.Namespace) -> Job:
 
 
 def main(arguments: list[str]) -> int:
-    """Encode, and say what came out."""
+    """Encode, and print a summary."""
     given = parser().parse_args(arguments)
     job = job_of(given)
     mine = list(job.shards())[given.process_index :: given.process_count]
@@ -115,7 +115,7 @@ def main(arguments: list[str]) -> int:
 
 
 def describe(job: Job) -> str:
-    """Say how many latents there are, of what shape, and what decoding them does to a picture."""
+    """Return a line with the number and shape of the latents, and the error of decoded images."""
     split, dataset = next(iter(job.splits.items()))
     stored = data.load(f"latents:{job.out}", split=split, cache_bytes=0)
     count = min(_COMPARED, dataset.length)

@@ -81,6 +81,12 @@ def main(arguments: list[str]) -> int:
     bundle = load.load(given.workdir, ema=given.ema, say=say)
     helpers = helpers_of(given, bundle, say)
     train, held_out = datasets(given.workdir)
+    asked = bundle.condition.every()
+    if len(asked) != train.num_classes:
+        raise ValueError(
+            f"evaluate judges images by their class, of {train.num_classes}, and what this run is "
+            f"told ({', '.join(sorted(bundle.condition.gives))}) has no list of these"
+        )
     folder = given.out or given.workdir / "evaluation"
     judge = None
     if processes.is_lead():
@@ -89,13 +95,14 @@ def main(arguments: list[str]) -> int:
         judge = make_judge(train, held_out, say)
     classes = train.num_classes
     labels = np.arange(given.images, dtype=np.int32) % classes
+    cond = bundle.condition.parse([asked[label] for label in labels.tolist()])
     shown: list[np.ndarray] = []
     scores: list[Scores] = []
     for method in methods:
         with Progress(given.images, f"scale {method.scale:g}") as progress:
             drawn = sample(
                 bundle,
-                labels,
+                cond,
                 method,
                 seed=given.seed,
                 batch=given.batch,

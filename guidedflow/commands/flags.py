@@ -18,7 +18,7 @@ def has_gpu_plugin() -> bool:
 
 
 def set_flags(environment: MutableMapping[str, str], gpu: bool) -> None:
-    """Add to XLA_FLAGS what the program wants and the user has not decided otherwise.
+    """Add the program's flags to XLA_FLAGS, except those that the user has set.
 
     XLA reads the variable once, when JAX first asks for a device: call it before that. Where there is
     no GPU nothing is added, since a changed flag may change what the compilation cache is asked for.

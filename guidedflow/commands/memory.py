@@ -16,7 +16,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_memory(environment: Mapping[str, str]) -> bool:
-    """Let glibc keep what is freed, up to 64 MB a thread and any amount in the first one.
+    """Let glibc keep freed memory, up to 64 MB per thread and any amount in the first thread.
 
     Larger pieces of other threads are mapped anew as before.  A user who set one of glibc's own
     variables (MALLOC_..., GLIBC_TUNABLES) has decided, and nothing changes.

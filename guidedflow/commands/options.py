@@ -10,6 +10,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from guidedflow.bundle import Bundle
+from guidedflow.conditions import Condition, entries
 from guidedflow.pipelines import GRIDS, GUIDANCE, SOLVERS, WEAKER, Method
 from guidedflow.training import load, processes
 from guidedflow.types import check_number
@@ -54,6 +55,63 @@ def number(text: str) -> float:
 def numbers(text: str) -> tuple[float, ...]:
     """Read finite numbers between commas, at least one."""
     return tuple(number(part) for part in text.split(","))
+
+
+def told_options(options: argparse.ArgumentParser) -> None:
+    """Add what a model is told."""
+    options.add_argument(
+        "--labels", type=words, help="classes, as 0,1,2 or cat,dog (default: all there are)"
+    )
+    options.add_argument("--prompt", help="a text, for a run that was told captions")
+    options.add_argument("--prompts", type=Path, help="a file of them, one a line")
+    options.add_argument("--negative", help="a prompt that guidance leads away from")
+
+
+def asked_of(given: argparse.Namespace, condition: Condition) -> list[Any]:
+    """Return what the options ask for, as the condition parses it; everything where they do not.
+
+    Raises:
+      ValueError: two of them, a file without prompts, a condition that is not told that way, or
+        nothing where there is no list of everything.
+    """
+    named = [name for name in ("labels", "prompt", "prompts") if getattr(given, name) is not None]
+    if len(named) > 1:
+        raise ValueError(f"pass --{named[0]} or --{named[1]}, not both")
+    if given.prompt is not None:
+        return entries(condition, "prompts", [given.prompt])
+    if given.prompts is not None:
+        return entries(condition, "prompts", _lines(given.prompts))
+    if given.labels and condition.gives & {"label", "prompts"}:
+        return entries(condition, "label", given.labels)
+    asked = given.labels or condition.every()
+    if not asked:
+        option = '--prompt="…"' if "prompts" in condition.gives else "--labels=…"
+        raise ValueError(f"say what to draw, {option}: what this run is told has no list")
+    return asked
+
+
+def negative_of(given: argparse.Namespace, condition: Condition) -> Any:
+    """Return the negative prompt as the condition parses it, or None.
+
+    Raises:
+      ValueError: the condition has no prompts, or guidance does not look at the null.
+    """
+    if given.negative is None:
+        return None
+    if given.guidance == "none" or (given.scale == 1 and not given.unconditional):
+        raise ValueError("--negative is looked at by guidance alone; take a --scale other than 1")
+    return entries(condition, "prompts", [given.negative])[0]
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the prompts {file}: {error}") from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise ValueError(f"{file} holds no prompt")
+    return prompts
 
 
 def method_options(options: argparse.ArgumentParser, steps: int) -> None:

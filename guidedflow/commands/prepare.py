@@ -4,7 +4,7 @@ from guidedflow.commands import Parser
 
 
 def main(arguments: list[str]) -> int:
-    """Prepare one data set, and say where it lies."""
+    """Prepare one data set, and print its folder."""
     parser = Parser(prog="guidedflow prepare", description=__doc__, allow_abbrev=False)
     parser.add_argument("name", help="digits, emoji, or a tensorflow-datasets name such as cifar10")
     parser.add_argument("--data_dir", help="folder for prepared sets; the user's cache otherwise")

@@ -7,6 +7,21 @@ the package knows labels from prompts.
 
 from guidedflow.conditions.condition import Condition
 from guidedflow.conditions.described import KINDS, describe, from_description
+from guidedflow.conditions.images import Images
 from guidedflow.conditions.labels import Labels
+from guidedflow.conditions.named import Named, entries
+from guidedflow.conditions.numbers import Numbers
+from guidedflow.conditions.prompts import Prompts
 
-__all__ = ["KINDS", "Condition", "Labels", "describe", "from_description"]
+__all__ = [
+    "KINDS",
+    "Condition",
+    "Images",
+    "Labels",
+    "Named",
+    "Numbers",
+    "Prompts",
+    "describe",
+    "entries",
+    "from_description",
+]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from guidedflow.conditions.condition import PartRates
 from guidedflow.registry import nearest
 
 
@@ -37,11 +38,21 @@ class Labels:
         """A batch of data has the classes as `label`."""
         return ("label",)
 
+    @property
+    def gives(self) -> frozenset[str]:
+        """A network must take a class."""
+        return frozenset({"label"})
+
+    @property
+    def part_rates(self) -> PartRates:
+        """A class is dropped whole."""
+        return ()
+
     def from_batch(self, batch: Mapping[str, Any]) -> Int[Array, " b"]:
         """Return the labels of a batch of data."""
         return batch["label"]
 
-    def parse(self, asked: Sequence[str | int]) -> Int[np.ndarray, " b"]:
+    def parse(self, asked: Sequence[Any]) -> Int[np.ndarray, " b"]:
         """Return classes by number or by name.
 
         Raises:
@@ -71,7 +82,7 @@ class Labels:
         """Return class 0 for all."""
         return jnp.zeros(batch, jnp.int32)
 
-    def every(self) -> list[str | int]:
+    def every(self) -> list[Any]:
         """Return every class."""
         return list(range(self.num_classes))
 

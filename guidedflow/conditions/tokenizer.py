@@ -94,6 +94,22 @@ class Tokenizer:
             lost.append(_rest(prompt, found.offsets, len(kept)))
         return Encoded(tokens, mask, tuple(lost))
 
+    def decode(self, tokens: Int32[np.ndarray, "b n"]) -> list[str]:
+        """Return the prompts that unit numbers stand for, in lower case, up to the end unit.
+
+        Raises:
+          ImportError: the package `tokenizers` is missing.
+        """
+        bytes_to_text = _library().decoders.ByteLevel().decode
+        prompts = []
+        for line in tokens.tolist():
+            last = line.index(self.end) if self.end in line else len(line)
+            units = [self.units[number] for number in line[1:last]]
+            # The letter that stands for the byte of a space.
+            parts = [f"{u.removesuffix(WORD_END)}Ġ" if u.endswith(WORD_END) else u for u in units]
+            prompts.append(bytes_to_text(parts).strip())
+        return prompts
+
     @property
     def end(self) -> int:
         """The number of the end unit, where a text encoder pools."""

@@ -1,7 +1,7 @@
-"""Encoders of pictures to latents, by name, each with the decoder that goes back.
+"""Autoencoders of images to latents, by name.
 
-A code is fitted to a data set once, kept in one file beside the latents, and read back from there,
-so that what a model trained on latents draws can be turned into pictures anywhere.
+An autoencoder is fitted to a data set once and stored in one file beside the latents. With this file
+the samples of a model trained on the latents can be decoded to images on any machine.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from guidedflow.data.dataset import Dataset
 from guidedflow.registry import choose
 
-# Pictures that a code is fitted to at most: their patches say enough of mean and covariance.
+# Largest number of images to fit to; their patches are enough to estimate mean and covariance.
 _FITTED = 20_000
 _BATCH = 256
 
@@ -27,10 +27,10 @@ class Code(Protocol):
     """An encoder and its decoder."""
 
     def encode(self, images: Float[np.ndarray, "n H W C"]) -> Mapping[str, np.ndarray]:
-        """Return "latent", or "mean" and "logvar" of latents that are drawn anew in each epoch."""
+        """Return "latent", or "mean" and "logvar", from which latents are drawn in each epoch."""
 
     def decode(self, latents: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n H W C"]:
-        """Return the pictures of these latents, about in [-1, 1]."""
+        """Return the images of these latents, approximately in [-1, 1]."""
 
     def save(self, file: Path) -> None:
         """Write everything that `load_code` needs, as an .npz archive with a "kind"."""
@@ -38,19 +38,19 @@ class Code(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PatchCode:
-    """Each patch of a picture in an orthonormal basis.
+    """A linear autoencoder: the coordinates of each image patch in an orthonormal basis.
 
     z = (p - mean) Q / s,    p = s z Q^T + mean,    p = the values of one patch.
 
-    Distances shrink by s alone, so that a squared error means the same in latents as in pixels.
-    With as many columns in Q as a patch has values nothing is lost.
+    All distances are scaled by the same factor s, so a squared error means the same in latents as in
+    pixels. If Q has as many columns as a patch has values, nothing is lost.
 
     Attributes:
       patch: side of a patch.
-      channels: of the pictures.
-      mean: of the values of a patch.
-      basis: Q, orthonormal columns.
-      scale: s > 0, which gives latents a mean square of 1.
+      channels: channels of the images.
+      mean: mean of the values of a patch.
+      basis: Q, with orthonormal columns.
+      scale: s > 0; it gives the latents a mean square of 1.
     """
 
     patch: int
@@ -89,7 +89,7 @@ def patches_of(images: Float[np.ndarray, "n H W C"], patch: int) -> Float[np.nda
 def _moments(
     dataset: Dataset, patch: int
 ) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d d"]]:
-    """Return mean and covariance of the values of a patch over pictures spread over the set."""
+    """Return mean and covariance of the values of a patch, over images spread over the data set."""
     chosen = np.unique(np.linspace(0, dataset.length - 1, _FITTED).round().astype(np.int64))
     width = patch * patch * dataset.image_shape[2]
     count, total, square = 0, np.zeros(width), np.zeros((width, width))
@@ -108,7 +108,7 @@ def _patch_code(dataset: Dataset, patch: int, basis: np.ndarray | None, kept: in
     if basis is None:
         _, vectors = np.linalg.eigh(covariance)
         basis = vectors[:, ::-1][:, :kept]
-        # The sign of an eigenvector is free: its largest entry is positive, on every machine.
+        # The sign of an eigenvector is arbitrary. A positive largest entry makes it the same everywhere.
         basis = basis * np.sign(basis[np.abs(basis).argmax(0), np.arange(kept)])
     variance = np.trace(basis.T @ covariance @ basis) / basis.shape[1]
     if variance <= 0:
@@ -123,7 +123,7 @@ def _patch_code(dataset: Dataset, patch: int, basis: np.ndarray | None, kept: in
 
 
 def _check_patch(dataset: Dataset, patch: int) -> int:
-    """Return the values of a patch, or raise where patches do not tile the pictures."""
+    """Return the number of values of a patch; raise ValueError if patches do not tile the images."""
     height, width, channels = dataset.image_shape
     if patch < 1 or height % patch or width % patch:
         raise ValueError(f"patches of {patch}×{patch} do not tile pictures of {height}×{width}")
@@ -131,10 +131,10 @@ def _check_patch(dataset: Dataset, patch: int) -> int:
 
 
 def fit_patches(dataset: Dataset, *, patch: int, channels: int | None) -> PatchCode:
-    """Return the code that moves patches into channels and loses nothing:   Q = 1.
+    """Return the lossless autoencoder that moves patches into channels:   Q = 1.
 
     Raises:
-      ValueError: patches that do not tile the pictures, or other channels than a patch has values.
+      ValueError: patches do not tile the images, or `channels` is not the number of a patch's values.
     """
     values = _check_patch(dataset, patch)
     if channels not in (None, values):
@@ -146,12 +146,12 @@ def fit_patches(dataset: Dataset, *, patch: int, channels: int | None) -> PatchC
 
 
 def fit_pca(dataset: Dataset, *, patch: int, channels: int | None) -> PatchCode:
-    """Return the code of the first principal components of patches: of all linear ones the best.
+    """Return the autoencoder of the first principal components of patches, the best linear one.
 
     Q = the eigenvectors of the covariance of patches with the `channels` largest eigenvalues.
 
     Raises:
-      ValueError: patches that do not tile the pictures, or more channels than a patch has values.
+      ValueError: patches do not tile the images, or there are more channels than values in a patch.
     """
     values = _check_patch(dataset, patch)
     kept = values if channels is None else channels
@@ -163,28 +163,28 @@ def fit_pca(dataset: Dataset, *, patch: int, channels: int | None) -> PatchCode:
 
 
 class Fit(Protocol):
-    """How an encoder is made."""
+    """Fits an autoencoder to a data set."""
 
     def __call__(self, dataset: Dataset, *, patch: int, channels: int | None) -> Code:
-        """Return a code for pictures like these; `channels` None keeps all of them."""
+        """Return an autoencoder for images like these; `channels` None keeps all channels."""
 
 
 ENCODERS: Mapping[str, Fit] = {
     "patches": fit_patches,
     "pca": fit_pca,
 }
-# What is in a file to how it is read.
+# "kind" in a file -> the function that loads it.
 _KINDS: Mapping[str, Callable[[Mapping[str, np.ndarray]], Code]] = {"patches": PatchCode.load}
 
 
 def load_code(file: str | os.PathLike) -> Code:
-    """Read a code that `Code.save` wrote.
+    """Read an autoencoder that `Code.save` wrote.
 
     Raises:
       ValueError: the file is missing, damaged, or of a kind that this version does not know.
     """
     try:
-        # Opened here, since np.load leaves a damaged archive open.
+        # The file is opened here, because np.load does not close a damaged archive.
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as stored:
             kind = str(stored["kind"])
             return choose("kind of code", kind, _KINDS)(stored)

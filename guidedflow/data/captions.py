@@ -1,4 +1,4 @@
-"""Captions: the files that hold those of a folder, and the draw of one where an image has several."""
+"""Captions: caption files of a folder, and the draw of one caption if an image has several."""
 
 import csv
 import dataclasses
@@ -22,11 +22,11 @@ _PURPOSE = 4
 
 
 def draw_caption(batch: Batch, draws: Draws) -> Batch:
-    """Put one of the "captions" of each example, by its own draw, into "caption".
+    """Choose one of the "captions" of each example by the example's draw, and add it as "caption".
 
-    k = floor(u n),  u in [0, 1) of 32 bits from the example's draw, of n captions
+    k = floor(u n),  n captions, u in [0, 1) from 32 bits of the example's draw
 
-    In a pipeline the draw is a function of the seed, the epoch and the example's place in it.
+    In a pipeline the draw is a function of the seed, the epoch and the example's position in it.
     """
     top = (hash64(draws, _PURPOSE) >> np.uint64(32)).tolist()
     rest = dict(batch)
@@ -38,7 +38,7 @@ def draw_caption(batch: Batch, draws: Draws) -> Batch:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Captioned:
-    """A source with the captions of its examples beside it."""
+    """A source that also returns the captions of its examples."""
 
     source: Source
     captions: tuple[Captions, ...]
@@ -53,12 +53,12 @@ class _Captioned:
 
 
 def with_captions(dataset: Dataset, captions: Sequence[Captions]) -> Dataset:
-    """Return the set with one or more captions an example; one of them is drawn at each reading.
+    """Return the data set with one or more captions per example; each reading draws one of them.
 
-    Its identity changes with the captions.
+    The captions are part of its identity.
 
     Raises:
-      ValueError: not one tuple of captions an example.
+      ValueError: there is not one tuple of captions per example.
     """
     if len(captions) != len(dataset):
         raise ValueError(f"expected captions of {len(dataset)} examples, got {len(captions)}")
@@ -74,7 +74,7 @@ def with_captions(dataset: Dataset, captions: Sequence[Captions]) -> Dataset:
 
 
 def write_captions(file: Path, captions: Iterable[Captions]) -> None:
-    """Write the captions of every example of a set of latents, in order, as JSON."""
+    """Write the captions of all examples of a set of latents, in order, as JSON."""
     file.write_text(json.dumps([list(texts) for texts in captions]), encoding="utf-8")
 
 
@@ -82,7 +82,7 @@ def read_captions(file: Path) -> list[Captions]:
     """Return what `write_captions` wrote.
 
     Raises:
-      ValueError: the file cannot be read or holds something else; the message names it.
+      ValueError: the file cannot be read or has another content; the message names the file.
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -94,17 +94,17 @@ def read_captions(file: Path) -> list[Captions]:
 
 
 def folder_captions(root: Path, files: Sequence[str]) -> list[Captions] | None:
-    """Return the captions of images in a folder, or None where it holds no caption file.
+    """Return the captions of images in a folder, or None if it has no caption file.
 
-    They stand in root/metadata.jsonl or root/metadata.csv, with `file_name` and `text`, or in NAME.txt
-    beside NAME.png, one caption a line.  An image may have several rows or lines.
+    Captions are read from root/metadata.jsonl or root/metadata.csv, with `file_name` and `text`, or from
+    NAME.txt beside NAME.png, one caption per line.  An image may have several rows or lines.
 
     Args:
       root: the folder.
       files: the images, relative to it.
     Raises:
-      ValueError: an image has no caption, a caption names no image, both kinds of metadata are there, or
-        a file cannot be read; the message names the file and the line.
+      ValueError: an image has no caption, a caption has no image, both kinds of metadata exist, or a file
+        cannot be read; the message names the file and the line.
     """
     tables = [root / name for name in METADATA if (root / name).is_file()]
     if len(tables) > 1:
@@ -129,7 +129,7 @@ def folder_captions(root: Path, files: Sequence[str]) -> list[Captions] | None:
 
 
 def is_caption_file(name: str) -> bool:
-    """Whether a file of a folder with captions is one that `folder_captions` reads."""
+    """Whether a file has a name that `folder_captions` reads."""
     return name in METADATA or name.endswith(".txt")
 
 
@@ -165,7 +165,7 @@ def _csv_lines(table: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _beside(root: Path, files: Sequence[str]) -> dict[str, list[str]]:
-    """Read NAME.txt beside each NAME.png, where at least one image has such a file."""
+    """Read NAME.txt beside each NAME.png, if at least one image has such a file."""
     images = {Path(file).with_suffix(".txt"): file for file in files}
     folders = sorted({path.parent for path in images})
     texts = [folder / t.name for folder in folders for t in sorted((root / folder).glob("*.txt"))]

@@ -1,4 +1,4 @@
-"""What a data set is here: examples by index, in order, as NHWC images and what belongs to them."""
+"""The data set type: examples by index, in order, as NHWC images with labels and further arrays."""
 
 import dataclasses
 import operator
@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt64
 from numpy.typing import DTypeLike
 
-from guidedflow.conditions import Condition, Labels
+from guidedflow.conditions import Condition, Labels, Prompts
+from guidedflow.conditions.tokenizer import Tokenize
 from guidedflow.data.draws import hash64
 
 Indices = Int[np.ndarray, "n"]
@@ -19,18 +20,18 @@ Draws = UInt64[np.ndarray, "n"]
 Decode = Callable[[Shaped[np.ndarray, "n h w k"], Draws], Float[np.ndarray, "n h w c"]]
 
 
-# "image" in [-1, 1] (or scaled latents), "label", and whatever else the set holds or a map adds.
+# "image" in [-1, 1] (or scaled latents), "label", and any other array of the set or from a map.
 Batch = dict[str, Shaped[np.ndarray, "n ..."]]
 Map = Callable[[Batch, Draws], Batch]
 
 
 class Decoder(Protocol):
-    """Latents, as a network draws them, to images in [-1, 1]."""
+    """Decodes latents, as sampled from a network, to images in [-1, 1]."""
 
     def __call__(self, drawn: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n H W C"]: ...
 
     def save(self, file: Path) -> dict[str, Any]:
-        """Write it to a file; return what must be known beside the file to load it again."""
+        """Write it to a file; return the values that are needed besides the file to load it again."""
 
 
 class Source(Protocol):
@@ -41,14 +42,14 @@ class Source(Protocol):
     def gather(self, indices: Indices) -> Batch:
         """Return these examples as they are stored: "image", "label" (int32), and further arrays.
 
-        Every call returns the same names.  Texts are arrays of dtype object.
+        All calls return the same names.  Texts are arrays of dtype object.
         """
 
 
 def decode_pixels(
     stored: Shaped[np.ndarray, "n h w c"], draws: Draws
 ) -> Float[np.ndarray, "n h w c"]:
-    """Map stored bytes to floats:   x = byte / 127.5 - 1,  in [-1, 1].  Draws nothing."""
+    """Convert stored bytes to floats:   x = byte / 127.5 - 1,  in [-1, 1].  `draws` is not used."""
     image = stored.astype(np.float32)
     image /= np.float32(127.5)
     image -= np.float32(1)
@@ -63,13 +64,14 @@ class Dataset:
       source: the stored examples.
       image_shape: (h, w, c) of one decoded image.
       num_classes: labels are 0 .. num_classes - 1; an unlabelled set has one class.
-      identity: what a checkpoint keeps to refuse other data: plain JSON values, with at least
-        name, version, split, length and image_shape.
-      class_names: one name a class, or empty.
-      decode: stored form to float32, given one 64-bit draw an example.
-      decoder: of latents: what a model of this set draws, to images; None where it draws images.
-      maps: applied in order to every batch that is read, with one 64-bit draw an example.
-      captions: iterates over the captions of every example, in order; None where there are none.
+      identity: plain JSON values that a checkpoint stores and compares, so that a run cannot go on
+        with other data; at least name, version, split, length and image_shape.
+      class_names: one name per class, or empty.
+      decode: stored form to float32, given one 64-bit draw per example.
+      decoder: decodes samples of a model of this set, if it is a set of latents; otherwise None.
+      maps: applied in order to every batch that is read, with one 64-bit draw per example.
+      captions: iterates over the captions of all examples, in order; None if there are none.
+      told: the condition of a model of this set, if it is not the one that `condition` finds.
     """
 
     source: Source
@@ -81,18 +83,24 @@ class Dataset:
     decoder: Decoder | None = None
     maps: tuple[Map, ...] = ()
     captions: Callable[[], Iterator[tuple[str, ...]]] | None = None
+    told: Condition | None = None
 
     def map(self, change: Map) -> "Dataset":
-        """Return this set with `change` applied to every batch, after the maps that are there."""
+        """Return this set with `change` applied to every batch, after the existing maps."""
         return dataclasses.replace(self, maps=(*self.maps, change))
 
     @property
     def condition(self) -> Condition:
-        """What a model of this set is told."""
+        """The condition of a model: `told`, prompts if a tokenizer maps the set, else its labels."""
+        if self.told is not None:
+            return self.told
+        for change in self.maps:
+            if isinstance(change, Tokenize):
+                return Prompts(change.tokenizer)
         return Labels(self.num_classes, self.class_names)
 
     def images(self, drawn: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n H W C"]:
-        """Return images, in [-1, 1], of what a model of this set draws; latents of no decoder stay."""
+        """Return samples of a model as images in [-1, 1]; without a decoder, latents are unchanged."""
         return drawn if self.decoder is None else self.decoder(drawn)
 
     @property
@@ -108,10 +116,10 @@ class Dataset:
 
         Args:
           indices: integers in [0, length).
-          draws: one 64-bit word an example for what is random in reading (sampled latents, one of
-            several captions); by default a fixed function of the index.
+          draws: one 64-bit word per example for random choices (sampled latents, one of several
+            captions); by default a fixed function of the index.
         Raises:
-          ValueError: an index outside the set, or an example that cannot be read (says which).
+          ValueError: an index is outside the set, or an example cannot be read; the message names it.
         """
         indices = np.asarray(indices)
         if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
@@ -142,16 +150,16 @@ class Dataset:
 def remember(
     source: Source, stored_shape: tuple[int, int, int], dtype: DTypeLike, cache_bytes: int
 ) -> Source:
-    """Return the source itself, or one that keeps what it has read where all of it fits."""
+    """Return a source that keeps the examples it has read if all fit in memory; else the source itself."""
     size = len(source) * int(np.prod(stored_shape)) * np.dtype(dtype).itemsize
     return Remembered(source) if size <= cache_bytes else source
 
 
 class Remembered:
-    """A source that keeps every stored example once read, so that later epochs only gather.
+    """A source that keeps every example it has read, so that later epochs read from memory.
 
-    Memory is claimed as examples come in.  Two threads may read the same example; both write
-    the same bytes, and it counts as read only afterwards.
+    Memory is used as examples are read.  Two threads may read the same example. Both write the same
+    bytes, and the example counts as read only afterwards.
     """
 
     def __init__(self, source: Source):

@@ -1,7 +1,7 @@
 """Scikit-learn's 1,797 handwritten digits, 8x8, as a tensorflow-datasets set.
 
 Source: E. Alpaydin and C. Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine
-Learning Repository; the test part of it, which ships inside scikit-learn, so nothing is downloaded.
+Learning Repository. These are the test part, which is included in scikit-learn; nothing is downloaded.
 """
 
 import os
@@ -24,7 +24,7 @@ def held_out(labels: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
     """Mark the 300 held-out digits: stratified, and the same on every machine.
 
     Examples are ranked by (class, hash of the index); rank r is held out where
-    floor((r + 1) 300 / n) > floor(r 300 / n), which takes each class in proportion, within one.
+    floor((r + 1) 300 / n) > floor(r 300 / n). Each class is held out in proportion, within one example.
     """
     rank_of = np.lexsort((hash64(np.arange(len(labels))), labels))
     steps = np.arange(len(labels) + 1) * HELD_OUT // len(labels)
@@ -56,7 +56,7 @@ class GuidedflowDigits(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
 
     def _generate_examples(self, test: bool) -> Iterator:
-        # Loading scikit-learn takes a second, and only the first use of the set needs it.
+        # Importing scikit-learn takes a second and is only needed at the first use of the set.
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -66,7 +66,7 @@ class GuidedflowDigits(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare_digits(data_dir: str | os.PathLike) -> Path:
-    """Write the digits under `data_dir` if they are not there yet, and return their folder.
+    """Write the digits to a folder in `data_dir`, unless it exists, and return the folder.
 
     Raises:
       ValueError: the folder cannot be written; the message names it.

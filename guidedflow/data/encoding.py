@@ -1,9 +1,9 @@
-"""Encoding whole data sets to latents: by any number of processes, each its files, and again after a
-kill.
+"""Encoding of whole data sets to latents, by any number of processes; it resumes after a kill.
 
-The latents grow in a hidden folder beside the one that is asked for, `.NAME-encoding`: the recipe,
-the code, and for each split its files, each with a line that says that it is whole.  Whoever writes
-the last of them adds the indices and renames the folder, so that what bears its name is complete.
+Each process writes its own files. They are written to a hidden folder `.NAME-encoding` next to the output
+folder: the recipe, the autoencoder, and for each split its files, each with a marker that it is complete.
+The process that writes the last file adds the indices and renames the folder. A folder with the final
+name is therefore complete.
 """
 
 import functools
@@ -37,16 +37,16 @@ RECIPE = "recipe.json"
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be encoded, and to where.
+    """What to encode, and where to write it.
 
     Attributes:
       out: the folder to make: out/split for every split.
-      splits: data sets, all encoded by one code, which is fitted to the first.
-      fit: data set -> code.
-      recipe: what `fit` was made of, in JSON values; a job goes on only where it is the same.
-      dtype: how numbers are stored: "float16" or "float32".
-      records_per_shard: examples in a file.
-      mirrored: add every picture mirrored left to right, after all of them.
+      splits: data sets, all encoded by one autoencoder, which is fitted to the first.
+      fit: data set -> autoencoder.
+      recipe: the settings of `fit` as JSON values; a job resumes only with the same recipe.
+      dtype: type of the stored numbers: "float16" or "float32".
+      records_per_shard: examples per file.
+      mirrored: also add every image mirrored left to right, after all images.
     """
 
     out: Path
@@ -76,11 +76,11 @@ class Job:
 
     @property
     def working(self) -> Path:
-        """Where the latents grow."""
+        """The folder in which the latents are written until they are complete."""
         return self.out.with_name(f".{self.out.name}-encoding")
 
     def length(self, split: str) -> int:
-        """Return how many latents a split will have."""
+        """Return the number of latents of a split."""
         return self.splits[split].length * (2 if self.mirrored else 1)
 
     def whole_recipe(self) -> dict[str, Any]:
@@ -108,21 +108,21 @@ def encode(
     batch: int = 256,
     progress: Callable[[int], None] = lambda count: None,
 ) -> bool:
-    """Encode this process's files; whoever ends last completes the folder.
+    """Encode this process's files; the process that finishes last completes the folder.
 
-    Files that are there already, from before a kill, are left as they are. The processes need share
-    nothing but the file system; a process that died is started again alone.
+    Files that exist from before a kill are kept. The processes share only the file system. If one process
+    died, only this process must be started again.
 
     Args:
       job: the same in every process.
-      process_index, process_count: which files are written here.
-      batch: pictures encoded at a time.
-      progress: told how many more latents of this process's files are done.
+      process_index, process_count: select the files that this process writes.
+      batch: images encoded at a time.
+      progress: called with the number of further latents that this process has finished.
     Returns:
-      whether the folder is complete; one that this very job has made is left as it is.
+      whether the folder is complete. A folder that the same job completed before is not changed.
     Raises:
-      ValueError: the folder holds something else, a job with another recipe was begun, a picture
-        cannot be read (says which), or a disk that cannot be written.
+      ValueError: the folder has other content, a job with another recipe was begun, an image cannot
+        be read (the message names it), or the disk cannot be written.
     """
     if not 0 <= process_index < process_count:
         raise ValueError(
@@ -140,7 +140,7 @@ def encode(
 
 
 def _is_done(job: Job) -> bool:
-    """Return whether the folder is there, whole, and of this job; refuse any other that is not empty."""
+    """Return whether this job has completed the folder; raise ValueError if it has other content."""
     if not job.out.exists() or (job.out.is_dir() and not any(job.out.iterdir())):
         return False
     recipe = job.out / RECIPE
@@ -150,7 +150,7 @@ def _is_done(job: Job) -> bool:
 
 
 def _publish(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that the first of several processes makes and the others leave as it is."""
+    """Write a file unless another process has written it first."""
     if file.exists():
         return
     own = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
@@ -163,14 +163,14 @@ def _publish(file: Path, write: Callable[[Path], object]) -> None:
 
 
 def _begin(job: Job) -> Code:
-    """Make the working folder or join those who have; return the code, fitted by whoever came first.
+    """Make the working folder, unless it exists, and return the autoencoder that the first process fitted.
 
-    Nothing is on disk until the code is fitted, so that options that do not fit leave nothing behind.
+    Nothing is written until the autoencoder is fitted, so that wrong options leave no files behind.
     """
     recipe, file = job.working / RECIPE, job.working / DECODER
     if recipe.exists():
         _check_recipe(job, recipe)
-    # The first one's for all: bits may differ between machines.
+    # All processes use the first one's autoencoder, because the fit may differ in bits between machines.
     fitted = None if file.exists() else job.fit(next(iter(job.splits.values())))
     for split in job.splits:
         (job.working / split).mkdir(parents=True, exist_ok=True)
@@ -192,7 +192,7 @@ def _check_recipe(job: Job, file: Path) -> None:
 
 
 def _said(job: Job, split: str, number: int) -> Path:
-    """Return the file that says that a file of latents is whole."""
+    """Return the marker file which says that a file of latents is complete."""
     return (job.working / split / shard_name(number)).with_suffix(".json")
 
 
@@ -204,7 +204,7 @@ def _write_shard(
     batch: int,
     progress: Callable[[int], None],
 ) -> None:
-    """Write one file under another name, rename it, and then say that it is whole."""
+    """Write one file under a temporary name, rename it, and then write its marker file."""
     first = number * job.records_per_shard
     last = min(first + job.records_per_shard, job.length(split))
     said, name = _said(job, split, number), shard_name(number)
@@ -234,7 +234,7 @@ def _write_shard(
 
 
 def _read(dataset: Dataset, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pictures at these places; places beyond the set are its pictures mirrored."""
+    """Return the images at these indices; an index beyond the set is a mirrored image."""
     examples = dataset.read(places % dataset.length)
     pictures, beyond = examples["image"], places >= dataset.length
     pictures[beyond] = pictures[beyond, :, ::-1]
@@ -242,7 +242,7 @@ def _read(dataset: Dataset, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _complete(job: Job) -> bool:
-    """Add the indices and give the folder its name, where every file is there."""
+    """If all files exist, add the indices and give the folder its final name."""
     if not all(_said(job, split, number).exists() for split, number in job.shards()):
         return job.out.exists()
     try:
@@ -263,7 +263,7 @@ def _complete(job: Job) -> bool:
                 _publish(folder / OF_LATENTS, functools.partial(write_captions, captions=captions))
         os.rename(job.working, job.out)
     except FileNotFoundError:
-        # Another process saw the last file too, and was first.
+        # Another process also saw the last file and renamed the folder first.
         if not (job.out / RECIPE).exists():
             raise
     for left in [*job.out.rglob(".latents-*"), *job.out.rglob("latents-*.json")]:

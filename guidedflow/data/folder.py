@@ -1,4 +1,4 @@
-"""A folder of pictures as a data set: one subfolder a class, or captions, or both."""
+"""A folder of images as a data set: one subfolder per class, or captions, or both."""
 
 import dataclasses
 import hashlib
@@ -22,20 +22,20 @@ from guidedflow.data.listing import (
 )
 from guidedflow.registry import choose
 
-# Beside a folder of one of these names that holds pictures itself, others are splits too.
+# If a folder with one of these names directly contains images, the folders beside it are splits too.
 _SPLITS = frozenset({"train", "training", "test", "val", "valid", "validation", "dev", "eval"})
 logger = logging.getLogger(__name__)
 
 
 def split_folder(root: Path, split: str, whole: bool) -> Path:
-    """Return where a split lies: the subfolder of its name, or `root` itself as "train".
+    """Return the folder of a split: the subfolder of its name, or `root` itself as "train".
 
     Args:
-      root: the folder that was named.
-      split: the split that was asked for.
-      whole: `root` itself holds a set, when it has no subfolder named after the split.
+      root: the data set's folder.
+      split: the name of the split.
+      whole: whether `root` itself is a set if it has no subfolder with the name of the split.
     Raises:
-      ValueError: no such folder, or no such split (with the nearest).
+      ValueError: there is no such folder, or no such split (the message has the nearest name).
     """
     if not root.is_dir():
         raise ValueError(f"no folder {root}")
@@ -78,23 +78,23 @@ def open_folder(
     cache_bytes: int,
     class_names: Sequence[str] | None = None,
 ) -> Dataset:
-    """Open path/class/picture, or path/split/class/picture where the split has its own folder.
+    """Open path/class/image, or path/split/class/image if the split has its own folder.
 
-    Classes are the sorted names of the folders that hold a readable picture; examples are sorted by
-    class, then by file name. Where pictures lie in no subfolder, they are one class, named as `path`.
-    Pictures are decoded to colour, scaled to cover `image_size` and cropped at the centre. What is
-    left out is counted and named in one line of this module's logger. Captions are read as
-    `folder_captions` says.
+    Classes are the sorted names of the folders with a readable image. Examples are sorted by class, then
+    by file name. Images that are not in a subfolder are one class with the name of `path`. Images are
+    decoded to colour, scaled to cover `image_size` and cropped at the centre. Files and folders that are
+    left out are counted and named in one line of this module's logger. Captions are read by
+    `folder_captions`.
 
     Args:
       path: the folder.
-      split: the subfolder of `path` that holds the classes; without one, `path` is "train".
+      split: the subfolder of `path` that contains the classes; if there is none, `path` is "train".
       image_size: side or (height, width).
-      cache_bytes: decoded images are remembered where all of them fit in this.
-      class_names: number the classes as these, for a split that may lack some of them.
+      cache_bytes: decoded images are kept in memory if all of them fit in this size.
+      class_names: gives the numbers of the classes, for a split that may lack some of them.
     Raises:
-      ValueError: no such folder, split or picture, no `image_size`, a file or folder that may not be
-        read, a class that is not among `class_names`, or captions that do not match the pictures.
+      ValueError: there is no such folder, split or image, `image_size` is missing, a file or folder
+        may not be read, a class is not in `class_names`, or captions do not match the images.
     """
     root = Path(path).expanduser()
     if image_size is None:
@@ -121,7 +121,7 @@ def open_folder(
         class_names=classes,
         identity={
             "name": f"folder:{Path(path).name}",
-            # Added, removed and renamed files change the numbers of the examples.
+            # Added, removed or renamed files change the indices of the examples.
             "version": _digest(listing.files),
             "split": split,
             "length": len(listing.files),
@@ -133,7 +133,7 @@ def open_folder(
 
 
 def _folder_of_split(root: Path, split: str) -> Path:
-    """Return where a split lies; a class that happens to be named as one is a class."""
+    """Return the folder of a split; a class with the name of a split counts as a class."""
     if not (root / split).is_dir() or not holds_pictures(root / split):
         return split_folder(root, split, whole=True)
     inner = any(holds_pictures(child) for child in _folders(root / split))
@@ -148,7 +148,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _check_pictures(root: Path, listing: Listing) -> None:
-    """Say what is left out of a listing; raise ValueError where nothing is left."""
+    """Log what is left out of a listing; raise ValueError if there is no image."""
     left_out = listing.leftovers()
     if listing.files:
         if left_out:

@@ -1,4 +1,4 @@
-"""From a picture's bytes to the configured size: decode, turn upright, centre crop, resize."""
+"""Image files to arrays of the configured size: decode, turn upright, crop at the centre, resize."""
 
 import io
 import os
@@ -11,13 +11,13 @@ from PIL import Image
 
 _MODES = {1: "L", 3: "RGB"}
 
-# The formats that are decoded, whatever a file's suffix says: Pillow would start Ghostscript for others.
+# The formats that are decoded, whatever the suffix of a file. For others Pillow would run Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 
-# What Pillow and the file system raise for files that are not, or no longer, pictures.
+# Errors of Pillow and the file system for files that are not images or are damaged.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
-# EXIF tag 0x0112 says how the stored picture is turned to stand upright; 1 is as it is.
+# EXIF tag 0x0112 says how to turn the stored image upright; 1 means no turn.
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,7 +37,7 @@ def size_of(image_size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
     """Return (height, width) from a side or a pair.
 
     Raises:
-      ValueError: not one or two positive integers.
+      ValueError: it is not one or two positive integers.
     """
     pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
@@ -46,7 +46,7 @@ def size_of(image_size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
 
 
 def check_channels(channels: int) -> None:
-    """Raise ValueError where `channels` is neither 1 (grey) nor 3 (red, green, blue)."""
+    """Raise ValueError unless `channels` is 1 (grey) or 3 (red, green, blue)."""
     if channels not in _MODES:
         raise ValueError(f"expected 1 or 3 channels, got {channels}")
 
@@ -54,11 +54,11 @@ def check_channels(channels: int) -> None:
 def decode_file(
     file: bytes | os.PathLike, size: tuple[int, int], channels: int
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Decode a picture upright, scale it to cover `size`, and cut out the centre.
+    """Decode an image upright, scale it to cover `size`, and crop it at the centre.
 
-    Bicubic with the support widened by the scale, so that shrinking does not alias. The first image
-    of an animation or of several pages; transparent parts over white; 16 bits by their high 8;
-    colour profiles are not applied.
+    The filter is bicubic; its support grows with the scale, so that shrinking does not alias. Of an
+    animation or several pages the first is decoded. Transparent parts are drawn over white. Of 16 bits
+    the high 8 are used. Colour profiles are not applied.
 
     Args:
       file: the bytes of the file, or its path.
@@ -66,31 +66,31 @@ def decode_file(
       channels: 1 for grey, 3 for colour.
     Raises:
       OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError: the file is not a
-        whole picture, its numbers have no known white, or it is too large for Pillow's limit.
+        complete image, its pixel format has no known white level, or it exceeds Pillow's size limit.
     """
     opened: BinaryIO | os.PathLike = io.BytesIO(file) if isinstance(file, bytes) else file
     with Image.open(opened, formats=FORMATS) as picture:
         _check_mode(picture)
         if picture.format in ("JPEG", "MPO"):
-            # JPEG decodes at 1/2, 1/4 or 1/8 scale for a fraction of the work; twice the target is
-            # kept so that the filter below still decides what is seen.
+            # JPEG can decode at 1/2, 1/4 or 1/8 scale with much less work. At least twice the target
+            # size is kept, so that the filter below determines the result.
             target = (2 * size[1], 2 * size[0])
             swapped = _orientation(picture) in _SWAP_SIDES
             picture.draft(_MODES[channels], target[::-1] if swapped else target)
         picture.load()
-        turn = _orientation(picture)  # None for TIFF, which Pillow has turned by now.
+        turn = _orientation(picture)  # None for TIFF, which Pillow has already turned.
         plain = _eight_bits(picture).convert(_MODES[channels])
         return cover(plain if turn is None else plain.transpose(turn), size, channels)
 
 
 def check_header(file: Path) -> None:
-    """Raise one of `DECODE_ERRORS` unless a file begins as a picture that `decode_file` knows."""
+    """Raise one of `DECODE_ERRORS` unless a file begins like an image that `decode_file` can read."""
     with Image.open(file, formats=FORMATS) as picture:
         _check_mode(picture)
 
 
 def _check_mode(picture: Image.Image) -> None:
-    """Raise ValueError where what is white in a picture's numbers is not known."""
+    """Raise ValueError if the white level of an image's pixel format is not known."""
     known = picture.mode in _EIGHT_BITS or picture.mode == "F" or _is_16_bits(picture)
     if not known:
         raise ValueError(f"pixels of mode {picture.mode} in {picture.format} are not supported")
@@ -105,12 +105,12 @@ def _orientation(picture: Image.Image) -> Image.Transpose | None:
     try:
         return _UPRIGHT.get(picture.getexif().get(_ORIENTATION, 1))
     except Exception:
-        # Damaged EXIF raises errors of many kinds; the pixels behind it are whole.
+        # Damaged EXIF raises many kinds of errors, but the pixels are complete.
         return None
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Return an opaque picture of 8 bits a channel: deeper grey scaled, transparent parts over white."""
+    """Return an opaque image of 8 bits per channel: deeper grey is scaled, transparent parts are white."""
     if _is_16_bits(picture):
         values = np.asarray(picture).astype(np.int64)
         grey = ((values + 128) // 257).astype(np.uint8)
@@ -141,10 +141,10 @@ def resize_array(
 
 
 def cover(picture: Image.Image, size: tuple[int, int], channels: int) -> UInt8[np.ndarray, "h w c"]:
-    """Scale a picture until it just covers `size`, and cut out the centre.
+    """Scale an image until it just covers `size`, and crop it at the centre.
 
-    The cut is made in the picture's own coordinates and only what is left is scaled, so that memory
-    is bounded by the picture and by `size`, whatever the aspect ratio.
+    The image is cropped first and only the rest is scaled, so memory is bounded by the image and by
+    `size` for every aspect ratio.
     """
     height, width = size
     if picture.size != (width, height):

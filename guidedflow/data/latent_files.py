@@ -1,4 +1,4 @@
-"""Writing latents: what a record is, and a whole folder of them from batches in order."""
+"""Writing latents: the format of a record, and a whole folder from batches in order."""
 
 import hashlib
 import json
@@ -20,18 +20,18 @@ FORMAT = "guidedflow-latents"
 VERSION = 1
 DTYPES = ("float16", "float32")
 INDEX, DECODER = "index.json", "decoder.npz"
-# Latents are nearly noise: compressing them saves 8% and costs four times the writing time.
+# Latents are almost noise: compression saves 8% of the space and takes four times as long to write.
 _OPTIONS = "group_size:1,uncompressed"
 _MODULUS = 2**128
 
 
 @dataclass(frozen=True)
 class Form:
-    """What every record of a folder has in common.
+    """The format that all records of a folder share.
 
     Attributes:
       shape: (h, w, k) as stored.
-      moments: whether mean and log-variance are stored, one after the other in k.
+      moments: whether mean and log-variance are stored, concatenated along k.
       dtype: "float16" or "float32".
     """
 
@@ -46,9 +46,9 @@ class Written:
 
     Attributes:
       file: its name.
-      records: how many it holds.
+      records: number of records.
       mark: sum of its records' hashes, mod 2^128.
-      form: of its records.
+      form: format of its records.
     """
 
     file: str
@@ -73,7 +73,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Examples:
-    """Checked latents, in the form that they are stored in."""
+    """Checked latents in their stored format."""
 
     form: Form
     latents: Float[np.ndarray, "n h w k"]
@@ -88,10 +88,10 @@ class Examples:
 
 
 def checked(batch: Mapping[str, np.ndarray], num_classes: int, dtype: str) -> Examples:
-    """Return a batch of "label" and "latent", or "mean" and "logvar", in the form it is stored in.
+    """Return a batch of "label" and "latent", or "mean" and "logvar", in its stored format.
 
     Raises:
-      ValueError: arrays that do not fit together, or that `dtype` cannot hold.
+      ValueError: the arrays do not match, or `dtype` cannot represent the values.
     """
     keys = set(batch) - {"label"}
     if "label" not in batch or keys not in ({"latent"}, {"mean", "logvar"}):
@@ -121,7 +121,7 @@ def checked(batch: Mapping[str, np.ndarray], num_classes: int, dtype: str) -> Ex
 
 
 class ShardWriter:
-    """Writes one file of latents, whose first record has the place `first` in the whole set."""
+    """Writes one file of latents; its first record has the index `first` in the whole set."""
 
     def __init__(self, path: Path, name: str, first: int) -> None:
         self._name, self._first, self._mark = name, first, 0
@@ -130,16 +130,16 @@ class ShardWriter:
         self.records = 0
 
     def add(self, examples: Examples) -> None:
-        """Write these examples after those before.
+        """Append these examples.
 
         Raises:
-          ValueError: they have another form.
+          ValueError: they have another format.
         """
         self._form = self._form or examples.form
         _check_form(self._form, examples.form)
         for latent, label in zip(examples.latents, examples.labels, strict=True):
             record = label.tobytes() + latent.tobytes()
-            # A sum over (place, record) is the same for files of any length, written in any order.
+            # A sum over (index, record) does not depend on the length of files or the order of writing.
             place = (self._first + self.records).to_bytes(8, "little")
             digest = hashlib.blake2b(place + record, digest_size=16).digest()
             self._mark = (self._mark + int.from_bytes(digest, "little")) % _MODULUS
@@ -147,7 +147,7 @@ class ShardWriter:
             self.records += 1
 
     def close(self) -> Written:
-        """End the file, and return what it holds.
+        """Close the file and return its description.
 
         Raises:
           ValueError: nothing was written.
@@ -177,10 +177,10 @@ def index_of(
     scale: float = 1.0,
     shift: float = 0.0,
 ) -> dict[str, Any]:
-    """Return the index of these files in their order.
+    """Return the index of these files, in order.
 
     Raises:
-      ValueError: none, or their records differ in form.
+      ValueError: there is no file, or the formats of their records differ.
     """
     if not shards:
         raise ValueError("expected at least one latent, got none")
@@ -215,25 +215,25 @@ def write_latents(
     dtype: str = "float16",
     records_per_shard: int = 8192,
 ) -> Path:
-    """Write latents to a new folder, which appears only once it is complete.
+    """Write latents to a new folder, which gets its name only when it is complete.
 
-    The network is to see    (z - shift) * scale,    z = latent,  or  mean + exp(logvar / 2) * eps
+    When read, the network sees    (z - shift) * scale,    z = latent,  or  mean + exp(logvar / 2) * eps
     with a new eps for every example in every epoch.
 
     Args:
       path: the folder to make; its parent is made too.
       batches: mappings with "label" (n,) and either "latent" or "mean" and "logvar" (n, h, w, c).
       num_classes: labels are 0 .. num_classes - 1.
-      scale, shift: the autoencoder's; 0.18215 and 0 for Stable Diffusion 1 and 2.
-      name: for the run's identity; the folder's name by default.
-      class_names: one a class, or none.
-      dtype: how numbers are stored: "float16" or "float32".
-      records_per_shard: examples in a file.
+      scale, shift: of the autoencoder; 0.18215 and 0 for Stable Diffusion 1 and 2.
+      name: name of the data set in a run's identity; by default the folder's name.
+      class_names: one per class, or none.
+      dtype: type of the stored numbers: "float16" or "float32".
+      records_per_shard: examples per file.
     Returns:
       the folder.
     Raises:
-      ValueError: the folder exists, arrays that do not fit together, values that are not finite
-        or overflow `dtype`, no examples, or a disk that cannot be written.
+      ValueError: the folder exists, the arrays do not match, values are not finite or overflow
+        `dtype`, there are no examples, or the disk cannot be written.
     """
     final = Path(path).expanduser()
     if final.exists():
@@ -270,7 +270,7 @@ def _shards(
     dtype: str,
     records_per_shard: int,
 ) -> Iterator[Written]:
-    """Write every example, and yield each file as it is full."""
+    """Write all examples and yield the description of each file."""
     writer, number = None, 0
     try:
         for batch in batches:
@@ -299,10 +299,10 @@ def check_options(
     dtype: str,
     records_per_shard: int,
 ) -> None:
-    """Refuse what no set of latents can have.
+    """Check the options of a set of latents.
 
     Raises:
-      ValueError: names what it must be.
+      ValueError: an option is invalid; the message says what is expected.
     """
     choose("dtype of latents", dtype, dict.fromkeys(DTYPES))
     if class_names and len(class_names) != num_classes:

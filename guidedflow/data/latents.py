@@ -1,11 +1,10 @@
 """Latents computed once by an autoencoder: sharded array_record files beside a JSON index.
 
 A folder holds `index.json` and shards `latents-00000.array_record`, ....  One record is one
-example: its class as a little-endian int32, then its latent, or the mean and the log-variance of
-it, as height x width x channels numbers.  array_record keeps a checksum for each record, so that
-damage is found when a record is read.  `captions.json`, where there is one, holds each example's
-captions.  `decoder.npz`, where there is one, turns latents back into pictures; without it they are
-shown as they are.
+example: its class as a little-endian int32, then its latent, or the latent's mean and log-variance,
+as height x width x channels numbers.  array_record stores a checksum for each record, so damage is
+found when a record is read.  Two files are optional: `captions.json` has the captions of each example,
+and `decoder.npz` decodes latents to images.  Without the decoder, latents are shown as they are.
 """
 
 import dataclasses
@@ -30,7 +29,7 @@ _PURPOSE = 3
 
 @dataclasses.dataclass(frozen=True)
 class _Scaled:
-    """Stored numbers to what the network sees."""
+    """Decodes stored numbers to the scaled latents that the network sees."""
 
     scale: float
     shift: float
@@ -42,7 +41,7 @@ class _Scaled:
         latent = stored.astype(np.float32)
         if self.moments:
             mean, log_variance = np.split(latent, 2, axis=-1)
-            # Autoencoders bound their log-variance so; outside, exp is 0 or overflows.
+            # Autoencoders clip their log-variance to this range; outside it, exp is 0 or overflows.
             deviation = np.exp(0.5 * np.clip(log_variance, -30, 20))
             latent = mean + deviation * normals(draws, mean.shape[1:], _PURPOSE)
         return (latent - np.float32(self.shift)) * np.float32(self.scale)
@@ -50,7 +49,7 @@ class _Scaled:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LatentDecoder:
-    """Scaled latents, as a network draws them, to images."""
+    """Decodes scaled latents, as sampled from a network, to images."""
 
     code: Code
     scale: float
@@ -60,13 +59,13 @@ class LatentDecoder:
         return self.code.decode(drawn / np.float32(self.scale) + np.float32(self.shift))
 
     def save(self, file: Path) -> dict[str, float]:
-        """Write the code; the scale and the shift belong beside it."""
+        """Write the autoencoder to a file; return the scale and the shift, which the file does not contain."""
         self.code.save(file)
         return {"scale": self.scale, "shift": self.shift}
 
     @classmethod
     def load(cls, file: Path, scale: float, shift: float) -> Self:
-        """Return the decoder whose code was saved to a file.
+        """Return the decoder whose autoencoder was saved to a file.
 
         Raises:
           ValueError: the file is missing or damaged.
@@ -99,14 +98,14 @@ class _Latents:
 
 
 def open_latents(path: str | os.PathLike, *, split: str = "train", cache_bytes: int = 0) -> Dataset:
-    """Open latents at `path` or, for a split with its own, path/split.
+    """Open the latents in path/split, or in `path` if it has no such subfolder.
 
     Args:
       path: the folder.
-      split: the subfolder of `path`; without one, `path` is "train".
-      cache_bytes: latents are remembered in memory where all of them fit in this.
+      split: the subfolder of `path`; if there is none, `path` is "train".
+      cache_bytes: latents are kept in memory if all of them fit in this size.
     Raises:
-      ValueError: no such folder or split, or an index, shard or decoder that is missing or damaged.
+      ValueError: there is no such folder or split, or an index, shard or decoder is missing or damaged.
     """
     root = Path(path).expanduser()
     if not root.is_dir():

@@ -1,4 +1,4 @@
-"""What a folder of pictures holds: its classes, its pictures in order, and what is left out."""
+"""The content of a folder of images: its classes, its images in order, and what is left out."""
 
 import os
 from collections.abc import Callable
@@ -11,21 +11,21 @@ from guidedflow.data.images import DECODE_ERRORS, check_header
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
-# Opening a file waits for the disk, or for the network before it.
+# Threads that open files at once, because opening a file waits for the disk or the network.
 _THREADS = 16
-# Names said for each reason.
+# Number of names in the message for each reason.
 _NAMED = 3
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures of a folder.
+    """The images of a folder.
 
     Attributes:
-      classes: one name a class, sorted.
-      files: paths below the folder, sorted by class, then by name.
-      labels: the class of each, by its place in `classes`.
-      left_out: why, to the names of the files and folders that are not used.
+      classes: one name per class, sorted.
+      files: paths relative to the folder, sorted by class, then by name.
+      labels: the class of each file, as its index in `classes`.
+      left_out: reason -> the names of the files and folders that are not used.
     """
 
     classes: tuple[str, ...]
@@ -34,7 +34,7 @@ class Listing:
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def without(self, known: Callable[[str], bool]) -> Self:
-        """Return this listing, with files that something else reads no longer among what is left out."""
+        """Return this listing without the files for which `known` is true in `left_out`."""
         rest = {
             reason: [name for name in names if not known(name)]
             for reason, names in self.left_out.items()
@@ -42,7 +42,7 @@ class Listing:
         return replace(self, left_out={reason: names for reason, names in rest.items() if names})
 
     def leftovers(self) -> str:
-        """Return what was left out, counted by reason and named, as one line; "" for nothing."""
+        """Return one line with the count and names left out for each reason; "" if nothing was."""
         return "; ".join(
             f"{reason}: {len(names)} ({', '.join(names[:_NAMED])}{', …' * (len(names) > _NAMED)})"
             for reason, names in sorted(self.left_out.items())
@@ -50,17 +50,17 @@ class Listing:
 
 
 def list_pictures(root: Path, one_class: str) -> Listing:
-    """List root/class/picture, or root/picture as a single class where no folder holds pictures.
+    """List root/class/image, or root/image as a single class if no subfolder contains images.
 
-    A class is a folder directly below `root` with at least one readable picture directly in it; a
-    picture is a file with one of `SUFFIXES` whose beginning can be read. Hidden names and whatever
-    else lies there are left out.
+    A class is a folder directly below `root` that directly contains at least one readable image. An
+    image is a file with one of `SUFFIXES` whose header can be read. Hidden names and all other files
+    are left out.
 
     Args:
       root: the folder.
-      one_class: the name of the class where pictures lie in `root` itself.
+      one_class: the name of the class if images are in `root` itself.
     Raises:
-      ValueError: a folder or file that may not be read, or a class whose name is not text.
+      ValueError: a folder or file may not be read, or the name of a class is not text.
     """
     left_out: dict[str, list[str]] = {}
     loose, folders = _entries(root, "", left_out)
@@ -89,7 +89,7 @@ def list_pictures(root: Path, one_class: str) -> Listing:
 
 
 def pictures_below(root: Path) -> str | None:
-    """Return the first folder in, or deep below, `root` that directly holds files named as pictures."""
+    """Return the first folder at or below `root` that directly contains files with image suffixes."""
     for folder, inner, files in os.walk(root):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         if any(_named_as_picture(name) for name in files):
@@ -98,14 +98,14 @@ def pictures_below(root: Path) -> str | None:
 
 
 def holds_pictures(folder: Path) -> bool:
-    """Return whether files named as pictures lie directly in `folder`."""
+    """Return whether `folder` directly contains files with image suffixes."""
     return any(_named_as_picture(name) for name in _names(folder))
 
 
 def _entries(
     root: Path, folder: str, left_out: dict[str, list[str]]
 ) -> tuple[list[str], list[str]]:
-    """Return what is named as a picture, and the folders, both sorted; note the rest."""
+    """Return the files with image suffixes and the folders, both sorted; note all others."""
     pictures, folders = [], []
     for name in _names(root / folder):
         path = f"{folder}/{name}" if folder else name
@@ -141,7 +141,7 @@ def _is_around(folder: Path, root: Path) -> bool:
 def _readable(
     root: Path, named: dict[str, list[str]], left_out: dict[str, list[str]]
 ) -> dict[str, list[str]]:
-    """Return the readable pictures of each class that has one; note the others."""
+    """Return the readable images of each class that has any; note the others."""
     files = [file for pictures in named.values() for file in pictures]
     with ThreadPoolExecutor(_THREADS) as threads:
         problems = dict(
@@ -158,11 +158,11 @@ def _readable(
 
 
 def _problem(file: Path) -> str | None:
-    """Return why a file is no picture, None where it is one."""
+    """Return the reason why a file is not an image; None if it is one."""
     try:
         check_header(file)
     except DECODE_ERRORS as error:
-        # A disk or a permission that fails today would silently make another data set.
+        # If a file were skipped after a disk or permission error, the data set would change silently.
         if isinstance(error, OSError) and error.errno is not None:
             raise ValueError(f"cannot read {file}: {error.strerror}") from error
         return str(error).replace(f" {str(file)!r}", "")

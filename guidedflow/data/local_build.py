@@ -1,4 +1,4 @@
-"""Writing a tensorflow-datasets set whole or not at all."""
+"""Writing a tensorflow-datasets set completely or not at all."""
 
 import contextlib
 import io
@@ -19,16 +19,16 @@ def build_once(
     *,
     what: str,
 ) -> Path:
-    """Write a set under `data_dir` if it is not there yet, and return its folder.
+    """Write a set to a folder in `data_dir`, unless it exists, and return the folder.
 
-    It is built in a temporary folder and renamed into place whole, so that neither a kill nor a second
-    process doing the same leaves a part of it.
+    It is built in a temporary folder, which is renamed when it is complete. A kill, or a second process
+    that does the same, therefore leaves no partial set.
 
     Args:
-      builder: given the temporary folder, the builder that writes into it.
+      builder: takes the temporary folder and returns the builder that writes into it.
       name, version: of the builder; the folder is data_dir/name/version.
-      data_dir: where prepared sets lie.
-      what: the set, in messages.
+      data_dir: the folder of prepared sets.
+      what: the set's name in messages.
     Raises:
       ValueError: the folder cannot be written; the message names it.
     """
@@ -50,7 +50,7 @@ def build_once(
             )
         os.rename(scratch / name / version, final)
     except OSError as error:
-        # Another process may have been first; its folder is whole, since it came by a rename too.
+        # Another process may have been first. Its folder is complete, because it was renamed too.
         if not (final / "dataset_info.json").exists():
             raise ValueError(f"cannot write {what} to {final}: {error}") from error
     finally:

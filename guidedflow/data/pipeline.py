@@ -1,8 +1,8 @@
 """Batches as a pure function of (seed, step): a grain MapDataset that is indexed, never iterated.
 
-No iterator state exists, so a resumed run needs only the step, and any process can compute its
-own rows of any batch.  Batches run on from one epoch into the next: positions
-[k * length, (k + 1) * length) of the stream hold every example exactly once, in the k-th order.
+There is no iterator state, so a resumed run needs only the step, and any process can compute its
+own rows of any batch.  A batch may span two epochs: positions [k * length, (k + 1) * length) of the
+stream contain every example exactly once, in the k-th order.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ Transform = Callable[
     [Float[np.ndarray, "n h w c"], UInt64[np.ndarray, "n"]], Float[np.ndarray, "n h w c"]
 ]
 
-# Different uses of one seed must not share draws.
+# Different uses of one seed must have different draws.
 _ORDER, _EXAMPLE, _FLIP = 0, 1, 2
 
 
 def random_flip(
     image: Float[np.ndarray, "n h w c"], draws: UInt64[np.ndarray, "n"]
 ) -> Float[np.ndarray, "n h w c"]:
-    """Mirror each image left to right with probability 1/2, by its own draw."""
+    """Mirror each image left to right with probability 1/2, independently."""
     flip = coins(draws, _FLIP)
     flipped = image.copy()
     flipped[flip] = image[flip, :, ::-1]
@@ -71,7 +71,7 @@ class _Order:
         return indices
 
 
-# More than one: a batch may straddle epochs, and prefetching threads may be on either side.
+# More than one, because a batch may span two epochs and prefetching threads may read either.
 @functools.lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, length: int) -> Int[np.ndarray, "length"]:
     order = permutation(int(hash64(seed, _ORDER)[0]), epoch, length)
@@ -135,14 +135,14 @@ def pipeline(
 
     Args:
       dataset: what to read.
-      seed: of the order of every epoch and of every draw of `transform`; 0 <= seed < 2^63.
+      seed: determines the order of every epoch and every draw of `transform`; 0 <= seed < 2^63.
       batch: rows of the global batch, over all processes; may exceed the data set's length.
-      process_index, process_count: which rows are read here.
-      transform: image augmentation, given a 64-bit draw an example that is new in every epoch;
-        `random_flip` is one.
+      process_index, process_count: select the rows that this process reads.
+      transform: image augmentation such as `random_flip`; it takes a 64-bit draw per example, which is
+        new in every epoch.
       shuffle: False keeps the stored order in every epoch.
     Raises:
-      ValueError: a batch that the processes do not divide, or a number out of range.
+      ValueError: the batch is not divisible by the number of processes, or a number is out of range.
     """
     for name, value, low in (
         ("seed", seed, 0),
@@ -164,9 +164,9 @@ def pipeline(
         raise ValueError(f"the data set {dataset.identity.get('name')!r} has no examples")
     local = batch // process_count
     order = _Order(int(seed), dataset.length, shuffle)
-    # Whole blocks of positions go down the pipeline, so that each batch costs one gather and not
-    # `local` Python calls.
-    # A sampling job loads this module and never comes here.
+    # The pipeline carries whole blocks of positions, so a batch costs one gather instead of `local`
+    # Python calls.
+    # The import is here because sampling loads this module but never calls this function.
     import grain
 
     blocks = grain.MapDataset.source(_Positions(local)).map(_Read(dataset, order, transform))

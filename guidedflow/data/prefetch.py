@@ -1,4 +1,4 @@
-"""Load batches ahead of the training step and put them on devices, off the step's thread."""
+"""Loading batches ahead of the training step and putting them on devices, in background threads."""
 
 import collections
 import time
@@ -12,7 +12,7 @@ import jax
 
 
 class Indexed(Protocol):
-    """Whatever gives the batch of a step; `Batches` is one."""
+    """Returns the batch of a step; `Batches` is one."""
 
     def __getitem__(self, step: int) -> Any: ...
 
@@ -20,11 +20,11 @@ class Indexed(Protocol):
 class Prefetch:
     """An endless iterator over (step, batch on devices), `depth` batches ahead of its reader.
 
-    An exception in loading is raised at the step that it belongs to.  Use it in a `with` block, or
-    call `close()`: both end its threads and processes.
+    An exception while loading a step is raised when the reader reaches that step.  Use it in a `with`
+    block, or call `close()`: both end its threads and processes.
 
     Attributes:
-      waited: seconds that the reader has spent waiting for input, the first batch included.
+      waited: seconds that the reader has waited for input, including the first batch.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Prefetch:
         return step, batch
 
     def close(self) -> None:
-        """Drop what is loading and end the threads and processes; safe to call twice."""
+        """Cancel loading and end the threads and processes; it may be called twice."""
         for _, future in self._pending:
             future.cancel()
         self._pending.clear()
@@ -114,22 +114,22 @@ def prefetch(
     threads: int = 1,
     processes: int = 0,
 ) -> Prefetch:
-    """Iterate over (step, device_put(batches[step])) from `start` on, loaded ahead.
+    """Iterate over (step, device_put(batches[step])) from `start` on; batches are loaded ahead.
 
     The order and content do not depend on `depth`, `threads` or `processes`.
 
     Args:
-      batches: the batch of any step.
+      batches: returns the batch of any step.
       start: first step.
       device_put: host batch to device batch, called on a background thread; it need not block.
-      depth: batches held ready or loading, at least 1.
-      threads: background threads; more than one helps where examples are decoded from files.
-      processes: worker processes that load instead of the threads: for decoding that Python's lock
-        holds up. Each starts afresh, so the script that uses them must be importable.
+      depth: number of batches that are ready or loading, at least 1.
+      threads: background threads; more than one helps if examples are decoded from files.
+      processes: worker processes that load instead of the threads, for decoding that holds Python's
+        global lock. They are spawned, so the script that uses them must be importable.
     Returns:
-      a `Prefetch`: iterate, read `.waited`, close.
+      a `Prefetch`: iterate over it, read `.waited`, close it.
     Raises:
-      ValueError: a number out of range.
+      ValueError: a number is out of range.
     """
     for name, value, low in (
         ("start", start, 0),

@@ -1,4 +1,4 @@
-"""Random access to array_record shards, with an error that says which record of which file."""
+"""Random access to array_record shards; errors name the record and the file."""
 
 import dataclasses
 import os
@@ -11,7 +11,7 @@ from guidedflow.data.dataset import Indices
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Records [skip, skip + take) of one file; the fields array_record and tfds agree on."""
+    """Records [skip, skip + take) of one file, with the field names of array_record and tfds."""
 
     filename: str
     skip: int
@@ -43,7 +43,7 @@ class Records:
         try:
             return list(self._source.__getitems__(wanted))
         except (RuntimeError, IndexError, OSError):
-            # The batch does not say which record is bad: one at a time does.
+            # The error of a batch does not name the bad record; reading one at a time finds it.
             return [self._read_one(index) for index in wanted]
 
     def _read_one(self, index: int) -> bytes:
@@ -54,7 +54,7 @@ class Records:
             raise ValueError(f"cannot read {self.place(index)}: {reason}") from error
 
     def place(self, index: int) -> str:
-        """Say where a record lies: its number within its file, the file, the example's index."""
+        """Return the location of a record: its number within its file, the file, the example's index."""
         within = index
         for shard in self._shards:
             if within < shard.take:

@@ -1,4 +1,4 @@
-"""Data sets by name: the one place where a data set's string becomes a data set."""
+"""Data sets by name: the only place that turns the string of a data set into a data set."""
 
 import contextlib
 import functools
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from guidedflow.data import shares
 from guidedflow.data import tfds as prepared
 from guidedflow.data.dataset import Dataset
 from guidedflow.data.digits import prepare_digits
@@ -19,7 +20,7 @@ from guidedflow.data.images import size_of
 from guidedflow.data.latents import open_latents
 from guidedflow.registry import choose, nearest
 
-# Made from installed packages, on first use.
+# Sets made from installed packages at their first use.
 _LOCAL = {"digits": prepare_digits, "emoji": prepare_emoji}
 
 
@@ -35,7 +36,7 @@ def default_data_dir() -> Path:
 def _roots(data_dir: str | os.PathLike | None) -> list[Path]:
     if data_dir is not None:
         return [Path(data_dir).expanduser()]
-    # Where tensorflow-datasets itself writes when nobody says otherwise.
+    # The default folder of tensorflow-datasets.
     return [default_data_dir(), Path("~/tensorflow_datasets").expanduser()]
 
 
@@ -54,7 +55,7 @@ def load(
       spec: "digits" or "emoji" (prepared on first use), the name of a prepared tensorflow-datasets set
         with or without "tfds:" before it ("cifar10", "tfds:imagenet_resized/64x64"), "folder:PATH" for
         pictures in class subfolders or with captions, "latents:PATH" for what `write_latents` wrote.
-      split: "train", "test", ... as the set has them; for stock sets also "train[:90%]".
+      split: "train", "test", ... as the set has them; also a share, "train[:90%]".
       image_size: side or (height, width): resized to cover it, then cropped at the centre; None
         keeps a fixed stored size.
       data_dir: where prepared sets lie; `default_data_dir()` and ~/tensorflow_datasets otherwise.
@@ -62,11 +63,11 @@ def load(
       class_names: of another split of the same folder, whose numbers of the classes this one takes;
         other kinds of sets keep numbers of their own that all splits share.
     Raises:
-      ValueError: an unknown name or split (with the nearest), a set that is not prepared (with the
-        command that prepares it), or files that cannot be read (with the file).
+      ValueError: the name or split is unknown (the message has the nearest), the set is not prepared
+        (the message has the command), or a file cannot be read (the message names it).
     """
     kind, _, rest = spec.partition(":")
-    # Without a kind before it, it is the name of a prepared set.
+    # A string without a kind is the name of a prepared set.
     open_source, rest = (SOURCES[kind], rest) if kind in SOURCES else (_open_tfds, spec)
     return open_source(
         rest,
@@ -79,7 +80,7 @@ def load(
 
 
 class Source(Protocol):
-    """Opens a data set by what follows the kind in its string; arguments as of `load`."""
+    """Opens a data set from the part of its string after the kind; other arguments as for `load`."""
 
     def __call__(
         self,
@@ -109,6 +110,16 @@ def _open_latents(
     return dataset
 
 
+def _with_shares(open_source: Source) -> Source:
+    """Return the same, which also opens shares of its splits; prepared sets cut theirs themselves."""
+
+    def opened(rest: str, *, split: str, **options: Any) -> Dataset:
+        name, part = shares.parse(split)
+        return shares.share(open_source(rest, split=name, **options), split, part)
+
+    return opened
+
+
 def _open_local(
     rest: str, *, name: str, data_dir: Any, class_names: Any, **options: Any
 ) -> Dataset:
@@ -121,11 +132,11 @@ def _open_tfds(rest: str, *, data_dir: Any, class_names: Any, **options: Any) ->
 
 SOURCES: dict[str, Source] = {
     **{name: functools.partial(_open_local, name=name) for name in _LOCAL},
-    "folder": _open_folder,
-    "latents": _open_latents,
+    "folder": _with_shares(_open_folder),
+    "latents": _with_shares(_open_latents),
     "tfds": _open_tfds,
 }
-"""What stands before the colon of a data set's string, to what opens it."""
+"""Kind of a data set, the part of its string before the colon -> the function that opens it."""
 
 
 def _find(name: str, roots: list[Path]) -> Path:
@@ -143,10 +154,10 @@ def _find(name: str, roots: list[Path]) -> Path:
 
 
 def _check_known(name: str) -> None:
-    """Raise where neither guidedflow nor tensorflow-datasets has a set of this name."""
+    """Raise ValueError if neither guidedflow nor tensorflow-datasets has a set with this name."""
     import tensorflow_datasets as tfds
 
-    # Community sets would be listed over the network.
+    # Community sets are left out, because listing them needs the network.
     known = [*tfds.list_builders(with_community_datasets=False), *_LOCAL]
     if re.split("[/:]", name)[0] not in known:
         raise ValueError(
@@ -156,17 +167,18 @@ def _check_known(name: str) -> None:
 
 
 def prepare(name: str, data_dir: str | os.PathLike | None = None) -> Path:
-    """Write a data set to disk, in the form that `load` reads; a set that is there is left alone.
+    """Write a data set to disk in the format that `load` reads; an existing set is not changed.
 
-    "digits" and "emoji" need no network.  A stock set is downloaded, and needs TensorFlow this once.
+    "digits" and "emoji" need no network.  A set of tensorflow-datasets is downloaded, which needs TensorFlow.
 
     Args:
       name: "digits", "emoji" or a tensorflow-datasets name, name[/config].
-      data_dir: where to; `default_data_dir()` otherwise.
+      data_dir: the folder to write to; by default `default_data_dir()`.
     Returns:
-      the folder that holds the set.
+      the folder of the set.
     Raises:
-      ValueError: an unknown name (with the nearest), a package missing, or a failed download.
+      ValueError: the name is unknown (the message has the nearest), a package is missing, or the
+        download failed.
     """
     name = name.removeprefix("tfds:")
     root = _roots(data_dir)[0]
@@ -192,6 +204,6 @@ def _download(name: str, root: Path) -> Path:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except Exception as error:
-        # Builders fail as network, checksum, licence or value errors: all the user's to act on.
+        # Builders raise network, checksum, licence or value errors; the user can act on all of them.
         raise ValueError(f"cannot prepare {name!r} in {root}: {error}") from error
     return Path(builder.data_dir)

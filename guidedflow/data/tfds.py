@@ -1,7 +1,7 @@
-"""Any tensorflow-datasets image set that lies prepared on disk, read without TensorFlow.
+"""Reading prepared image sets of tensorflow-datasets from disk, without TensorFlow.
 
-Nothing here reaches the network: a set is found by looking at the folders that tensorflow-datasets
-writes (name/[config/]version), and its features come from the files in them.
+Nothing here uses the network. A set is found by the folders that tensorflow-datasets writes
+(name/[config/]version), and its features are read from the files in them.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from guidedflow.data.images import (
 from guidedflow.data.records import Records, Shard
 from guidedflow.registry import choose
 
-# What a record that is whole, but not an example of these features, raises.
+# Errors of a record that is complete but is not an example with these features.
 _PARSE_ERRORS = (KeyError, TypeError, IndexError, protobuf.DecodeError)
 
 _BLOCK = 1024
@@ -39,7 +39,7 @@ def find_prepared(name: str, roots: Sequence[Path]) -> Path | None:
     """Return the folder of the newest prepared version of `name[/config][:version]`, or None.
 
     Raises:
-      ValueError: the name has another form, or the set has several configs and none is named.
+      ValueError: the name has another form, or the set has several configs and the name has none.
     """
     parsed = _SPEC.fullmatch(name)
     if parsed is None:
@@ -74,7 +74,7 @@ def _versions(folder: Path) -> dict[tuple[int, ...], Path]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Examples:
-    """Examples of one split, decoded to the wanted size."""
+    """Examples of one split, decoded to the requested size."""
 
     records: Records
     features: tfds.features.FeaturesDict
@@ -102,14 +102,14 @@ class _Examples:
         return batch if self.caption is None else {**batch, "captions": captions}
 
     def captions(self) -> Iterator[tuple[str, ...]]:
-        """Iterate over the captions of each example, in order; pictures are read but not decoded."""
+        """Iterate over the captions of all examples, in order; images are read but not decoded."""
         for start in range(0, len(self), _BLOCK):
             block = np.arange(start, min(start + _BLOCK, len(self)))
             for example in self._examples(block):
                 yield self._texts(example)
 
     def _examples(self, indices: Indices) -> Iterator[dict]:
-        # Pictures are decoded in `gather`, where the target size is known, and not by tfds.
+        # tfds does not decode the images; `gather` does, because it knows the target size.
         skip = {self.image: tfds.decode.SkipDecoding()} if self._encoded else None
         for index, record in zip(indices.tolist(), self.records.read(indices), strict=True):
             try:
@@ -148,14 +148,14 @@ def open_prepared(
     """Open one split of a prepared set.
 
     Args:
-      folder: where its dataset_info.json lies.
-      name: for messages and the identity.
+      folder: the folder with its dataset_info.json.
+      name: name of the set, for messages and the identity.
       split: a split of the set, or a part of one: "train", "train[:90%]".
       image_size: side or (height, width) to resize and crop to; None keeps a fixed stored size.
-      cache_bytes: decoded images are remembered where all of them fit in this.
+      cache_bytes: decoded images are kept in memory if all of them fit in this size.
     Raises:
-      ValueError: unreadable files, another file format, an unknown split, no image feature, or
-        stored sizes that vary with no `image_size` given.
+      ValueError: files cannot be read, the file format is another, the split is unknown, there is no
+        image feature, or stored sizes vary and `image_size` is None.
     """
     info = _description(folder)
     if info.file_format is None or info.file_format.value != "array_record":
@@ -196,7 +196,7 @@ def _description(folder: Path) -> tfds.core.DatasetInfo:
     try:
         return tfds.builder_from_directory(os.fspath(folder)).info
     except Exception as error:
-        # Damaged metadata ends as protobuf, JSON, key or type errors.
+        # Damaged metadata raises protobuf, JSON, key or type errors.
         raise ValueError(f"cannot read the data set description in {folder}: {error}") from error
 
 
@@ -205,7 +205,7 @@ def _shards(info: tfds.core.DatasetInfo, name: str, split: str) -> list[Shard]:
     try:
         parts = info.splits[split].file_instructions
     except Exception as error:
-        # tfds has several ways of disliking a slice.
+        # tfds raises several kinds of errors for a bad slice.
         raise ValueError(
             f"expected a split like 'train' or 'train[:90%]', got {split!r}: {error}"
         ) from error
@@ -232,7 +232,7 @@ def _roles(name: str, features: tfds.features.FeaturesDict) -> tuple[str, str | 
 
 
 def _holds_text(feature: tfds.features.FeatureConnector) -> bool:
-    """Whether a feature is a text, several texts, or several records with a "text", as COCO's are."""
+    """Whether a feature is a text, several texts, or several records with a "text", as in COCO."""
     if isinstance(feature, tfds.features.Sequence):
         feature = feature.feature
     if isinstance(feature, tfds.features.FeaturesDict) and "text" in feature:

@@ -1,4 +1,4 @@
-"""Judging samples against real images that the judge, and not the generator, may know."""
+"""Evaluation of samples against real images, some of which the generator was not trained on."""
 
 from guidedflow.evaluation.distances import (
     Gaussian,

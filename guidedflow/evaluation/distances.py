@@ -1,7 +1,7 @@
 """Distances between sets of samples, in any features: Fréchet, nearest neighbour, manifolds.
 
-Fréchet distances in float64: covariances of nearly constant features are singular, and single
-precision turns that into a distance that is negative or not a number.
+Fréchet distances are computed in float64. Covariances of nearly constant features are singular; in
+single precision the distance could be negative or not a number.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ _MOST_ROWS = 8192
 class Gaussian:
     """Mean and covariance of a set of features, the covariance as a factor:  C = F^T F.
 
-    n features in d dimensions give a factor of min(n, d) rows, so that many dimensions cost memory
-    for the features alone and never for a d x d matrix.
+    n features in d dimensions give a factor of min(n, d) rows. With many dimensions no d x d matrix
+    is stored.
 
     Attributes:
       mean: (d,).
@@ -74,7 +74,7 @@ def fit_gaussian(features: Features) -> Gaussian:
 
 
 def check_size(rows: int, dimensions: int) -> None:
-    """Raise ValueError where a covariance of so many features could not be decomposed."""
+    """Raise ValueError if the covariance of so many features is too large to decompose."""
     if min(rows, dimensions) > _MOST_ROWS:
         raise ValueError(
             f"a Fréchet distance of {rows:,} features in {dimensions:,} dimensions takes too long; "
@@ -87,10 +87,10 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
 
     d^2 = |m_a - m_b|^2 + tr C_a + tr C_b - 2 |F_a F_b^T|_*,   C = F^T F,
 
-    where |.|_* is the sum of the singular values: they are the roots of the eigenvalues of C_a C_b,
-    so that this is tr (C_a C_b)^1/2 without a matrix root, from a matrix as small as the sets.
-    0 for equal ones. Estimated from n samples each it is biased upwards by a term that falls as
-    1 / n, so that compare only at equal n, beside real against real.
+    where |.|_* is the sum of the singular values. They are the roots of the eigenvalues of C_a C_b, so
+    the sum is tr (C_a C_b)^1/2, without a matrix root and from a matrix no larger than the sets.
+    Equal Gaussians have distance 0. An estimate from n samples of each is biased upwards by a term
+    that falls as 1 / n. Compare only estimates with equal n, and show real against real beside them.
 
     Raises:
       ValueError: the dimensions differ.
@@ -110,7 +110,7 @@ def frechet_of(a: Features, b: Features) -> float:
 
 
 def _square_distances(rows: Features, others: Features) -> Float[np.ndarray, "n m"]:
-    """|x - y|^2 = |x|^2 - 2 x.y + |y|^2, cut at 0 where rounding crosses it."""
+    """|x - y|^2 = |x|^2 - 2 x.y + |y|^2, clipped at 0, because rounding may make it negative."""
     cross = rows @ others.T
     norms = np.sum(rows**2, axis=1)[:, None] + np.sum(others**2, axis=1)[None, :]
     return np.maximum(norms - 2 * cross, 0)
@@ -119,7 +119,8 @@ def _square_distances(rows: Features, others: Features) -> Float[np.ndarray, "n 
 def nearest(samples: Features, references: Features) -> Float[np.ndarray, " n"]:
     """Return each sample's Euclidean distance to the nearest reference.
 
-    Against training images: much smaller than that of held-out images, the generator copies.
+    If the distance to the training images is much smaller than that of held-out images, the generator
+    copies its training images.
 
     Raises:
       ValueError: the dimensions differ, or a set is empty.
@@ -156,7 +157,7 @@ def precision_recall(samples: Features, references: Features, k: int = 3) -> tup
     recall = share of the references within the k-th neighbour's distance of some sample.
 
     Raises:
-      ValueError: the dimensions differ, or a set has no k neighbours.
+      ValueError: the dimensions differ, or a set has fewer than k neighbours.
     Source: Kynkäänniemi et al. 2019, eq. 1-3.
     """
     samples, references = _pair(samples, references, k + 1)

@@ -1,4 +1,4 @@
-"""What a judge sees of images: a copy of at most 32 pixels a side, and random convolutions of it."""
+"""The inputs of a judge: a copy of each image of at most 32 pixels per side, and random convolutions of it."""
 
 from collections.abc import Callable
 
@@ -10,17 +10,17 @@ from guidedflow.data import Dataset
 Images = Float[np.ndarray, "n h w c"]
 
 SIDE = 32
-# Beyond these numbers an image, distances are taken in features alone: a covariance of 1,024
-# dimensions needs as many images to have full rank and a second to decompose, and both grow fast.
+# For images of more numbers than this, distances are only taken in features. A covariance in 1,024
+# dimensions needs 1,024 images for full rank and a second to decompose, and both grow fast.
 PIXELS = 1024
-# Real images that are read; distances to all of them are taken at once.
+# Largest number of real images that are read; distances to all of them are computed at once.
 MOST = 10_000
 
 _FILTERS, _WIDTH, _BLOCK = 64, 5, 64
 
 
 def smaller(images: Images) -> Images:
-    """Return images averaged over areas until no side is longer than 32 pixels; others as they are."""
+    """Return images averaged over areas to at most 32 pixels per side; smaller images are unchanged."""
     height, width = images.shape[1:3]
     longest = max(height, width)
     if longest <= SIDE:
@@ -32,25 +32,25 @@ def smaller(images: Images) -> Images:
 def _averaged(images: Images, height: int, width: int) -> Images:
     count, h, w, channels = images.shape
     rows = _averaging(h, height) @ np.float32(images).reshape(count, h, w * channels)
-    # Width last: one large product and not one for each row of pixels.
+    # Width last: this is one large matmul instead of one for each row of pixels.
     turned = rows.reshape(count, height, w, channels).swapaxes(2, 3).reshape(-1, w)
     means = turned @ _averaging(w, width).T
     return means.reshape(count, height, channels, width).swapaxes(2, 3)
 
 
 def _averaging(length: int, parts: int) -> Float[np.ndarray, "parts length"]:
-    """Means over `parts` equal stretches of `length` pixels, a pixel on an edge counted in part."""
+    """Means over `parts` equal intervals of `length` pixels; a pixel on an edge counts in part."""
     edges, pixel = np.arange(parts + 1) * length / parts, np.arange(length)
     overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
     return (np.maximum(overlap, 0) * parts / length).astype(np.float32)
 
 
 def random_convolutions(images: Images) -> Float[np.ndarray, "n 512"]:
-    """Return features that need no training: 64 random filters at two scales, over quadrants.
+    """Return features without training: 64 random filters at two scales, averaged over quadrants.
 
     f = mean over a quadrant of max(0, w * x),   w of 5 x 5 pixels, normal, the same in every run.
 
-    Such a layer is selective for frequencies and tolerant of shifts although nothing was learned.
+    Such a layer is selective for frequencies and tolerant of shifts, although nothing is learned.
 
     Source: Saxe et al. 2011, On random weights and unsupervised feature learning.
     """
@@ -84,15 +84,15 @@ def evenly(length: int, most: int) -> Int[np.ndarray, " m"]:
 def read_images(
     dataset: Dataset, most: int = MOST, progress: Callable[[int], None] = lambda count: None
 ) -> tuple[Images, Int[np.ndarray, " n"]]:
-    """Return images, as `smaller` has them, and labels of at most `most` examples, spread evenly.
+    """Return labels and images, made `smaller`, of at most `most` examples spread evenly over the set.
 
-    Read and made smaller a block at a time, so that large pictures never lie in memory together.
+    They are read and made smaller block by block, so large images are never in memory all at once.
     Latents are decoded.
 
     Args:
       dataset: the examples.
-      most: how many are read at most.
-      progress: told how many more were read.
+      most: largest number of examples to read.
+      progress: called with the number of further examples read.
     """
     indices = evenly(len(dataset), most)
     images, labels = [], []

@@ -1,10 +1,10 @@
-"""A judge of class-conditional samples that learned from real training images alone.
+"""A judge of class-conditional samples, trained only on real training images.
 
-Where images are few numbers, two classifiers of scikit-learn, both deterministic: a support vector
-machine says the class, and a small perceptron gives the features in which Fréchet distance, precision
-and recall are taken. Larger images are made smaller, and the perceptron learns from random
-convolutions of them and says the class too. Without classes the convolutions are the features. What
-the judge itself gets wrong on held-out images stands beside every figure.
+For small images it uses two deterministic classifiers of scikit-learn. A support vector machine
+predicts the class; a small perceptron gives the features for Fréchet distance, precision and recall.
+Larger images are made smaller; the perceptron is trained on random convolutions of them and also
+predicts the class. Without classes the convolutions are the features. The judge's own error on held-out
+images is shown beside every figure.
 """
 
 import dataclasses
@@ -39,23 +39,23 @@ Images = Float[np.ndarray, "n h w c"]
 Labels = Int[np.ndarray, " n"]
 Matrix = Float[np.ndarray, "n d"]
 
-# Nearest neighbours of precision and recall, which need as many other images.
+# Number of nearest neighbours for precision and recall; a set needs as many other images.
 _NEIGHBOURS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a set of images scored; what was not taken is not a number.
+    """The scores of a set of images; a score that was not computed is NaN.
 
     Attributes:
-      count: images judged.
-      accuracy: share that the judge takes for the class they were asked to be.
-      accuracies: the same, a class.
-      frechet_pixels: squared distance to the held-out images, pixels in [-1, 1]; not taken of
+      count: number of images.
+      accuracy: share of the images for which the judge predicts the requested class.
+      accuracies: the same for each class.
+      frechet_pixels: squared distance to the held-out images, pixels in [-1, 1]; not computed for
         images of more than 1,024 numbers.
-      frechet_features: the same in the judge's features, each of unit variance on training images.
+      frechet_features: the same in the judge's features, which have unit variance on training images.
       nearest_train: mean Euclidean distance to the nearest training image, pixels in [-1, 1], of
-        copies of at most 32 pixels a side.
+        copies of at most 32 pixels per side.
       precision, recall: in the features, k = 3, against the training images.
       inception: exp of the mean divergence of the class probabilities; 1 to the number of classes.
     """
@@ -73,7 +73,7 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Seen:
-    """A set of images as the judge sees it; Gaussians are fitted once, when they are asked for."""
+    """A set of images as the judge sees it; Gaussians are fitted once, at their first use."""
 
     flat: Matrix
     inputs: Matrix
@@ -93,16 +93,16 @@ class _Seen:
 
 
 class Judge:
-    """Judges images against real ones; made once, used for any number of sets.
+    """Judges images against real images; one judge can score any number of sets.
 
     Args:
-      train: real images (n, h, w, c) in [-1, 1] and their labels, which the judge learns from. Of
-        one class alone it learns nothing, and its features are `random_convolutions`.
-      held_out: other real images, which distances are measured to; None measures them to the
+      train: real images (n, h, w, c) in [-1, 1] and their labels, to train the judge on. With one
+        class nothing is trained, and the features are `random_convolutions`.
+      held_out: other real images, to which distances are measured; None measures them to the
         training images.
-      seed: of the perceptron's initial weights.
+      seed: seed of the perceptron's initial weights.
     Raises:
-      ValueError: images of different shapes, or too few for neighbours.
+      ValueError: shapes of images differ, or there are too few images for neighbours.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Judge:
         self._held = None if held_out is None else (self._see(held), np.asarray(held_out[1]))
 
     def _learn(self, images: Images, seed: int) -> Matrix:
-        """Learn the classes, and the features' means and deviations; return the inputs learned from."""
+        """Train the classifiers and compute the features' statistics; return the training inputs."""
         labelled = len(np.unique(self._labels)) > 1
         self._from_pixels = labelled and np.prod(self.image_shape) <= PIXELS
         self._classifier = self._extractor = None
@@ -153,7 +153,7 @@ class Judge:
         return inputs
 
     def _inputs(self, images: Images) -> Matrix:
-        """Return what the classifiers take: pixels, or random convolutions of unit variance."""
+        """Return the classifiers' inputs: pixels, or random convolutions of unit variance."""
         if self._from_pixels:
             return _flat(images)
         return (random_convolutions(images) - self._shift[0]) / self._shift[1]
@@ -182,30 +182,30 @@ class Judge:
         return _Seen(_flat(images), inputs, (self._activations(inputs) - self._offset) / self._unit)
 
     def classify(self, images: Images) -> Labels:
-        """Return the class that each image looks like.
+        """Return the predicted class of each image.
 
         Raises:
-          ValueError: the judge knows one class alone.
+          ValueError: the judge knows only one class.
         """
         if self._classifier is None:
             raise ValueError("a judge of one class tells no classes apart")
         return self._classifier.predict(self._see(images).inputs)
 
     def features(self, images: Images) -> Matrix:
-        """Return the features that distances are taken in, of unit variance on training images.
+        """Return the features for distances, which have unit variance on training images.
 
-        The perceptron's last hidden activations, or random convolutions where there are no classes.
+        They are the perceptron's last hidden activations, or random convolutions if there are no classes.
         """
         return self._see(images).features
 
     def score(self, images: Images, labels: Labels) -> Scores:
-        """Judge images against the labels that they were made for.
+        """Score images that were sampled for these labels.
 
         Args:
-          images: (n, h, w, c), meant to lie in [-1, 1]; n at least 4.
-          labels: the classes asked for.
+          images: (n, h, w, c), nominally in [-1, 1]; n at least 4.
+          labels: the requested classes.
         Raises:
-          ValueError: other shapes than the training images', or numbers that are not finite.
+          ValueError: shapes differ from those of the training images, or numbers are not finite.
         """
         labels = np.asarray(labels)
         if labels.shape != (len(images),):
@@ -215,10 +215,11 @@ class Judge:
 
     @functools.cached_property
     def floor(self) -> Scores:
-        """Real against real: what a perfect generator would be expected to score.
+        """Real against real: the expected scores of a perfect generator.
 
-        The held-out images against the training images. Without held-out images, one half of the
-        training images against the other, without the accuracy of a judge that learned from both.
+        They compare the held-out images with the training images. Without held-out images, they compare
+        one half of the training images with the other, without accuracy, because the judge was trained
+        on both halves.
         """
         if self._held is not None:
             return self._compare(*self._held, self._train, self._train)
@@ -228,7 +229,7 @@ class Judge:
         return dataclasses.replace(scores, accuracy=np.nan, accuracies=unknown)
 
     def _compare(self, seen: _Seen, labels: Labels, near: _Seen, to: _Seen) -> Scores:
-        """Score one set: neighbours among `near`, Fréchet distances to `to`."""
+        """Score one set: nearest neighbours in `near`, Fréchet distances to `to`."""
         precision, recall = precision_recall(seen.features, near.features, _NEIGHBOURS)
         accuracy, accuracies = self._accuracy(seen, labels)
         extractor, pixels = self._extractor, np.nan
@@ -265,15 +266,15 @@ def _flat(images: Images) -> Matrix:
 def _mean_and_deviation(
     values: Matrix,
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
-    """Return both, the deviation infinite where nothing varies: there is nothing to compare."""
+    """Return both; a constant feature has an infinite deviation, so that it is not compared."""
     deviation = values.std(axis=0)
     return values.mean(axis=0), np.where(deviation > 0, deviation, np.inf)
 
 
 def _fit_extractor(inputs: Matrix, labels: Labels, seed: int) -> Any:
     extractor = MLPClassifier((128, 64), max_iter=30, learning_rate_init=3e-3, random_state=seed)
-    # Products this small are ten times slower on several threads than on one.
+    # Matmuls this small are ten times slower on several threads than on one.
     with warnings.catch_warnings(), threadpool_limits(1):
-        # Thirty passes are enough for features; whether the loss still falls does not matter.
+        # Thirty passes are enough for features, even if the loss still falls.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return extractor.fit(inputs, labels)

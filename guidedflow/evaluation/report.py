@@ -46,14 +46,14 @@ _REAL = {
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What one model scored at several guidance scales, and how that was measured.
+    """The scores of one model at several guidance scales, and how they were measured.
 
     Attributes:
-      scales: guidance scales, ascending or not; 1 is the conditional model.
-      scores: one a scale.
-      floor: real images under the same judge.
-      settings: whatever else moves the figures: solver, steps, seed, images, parameters, step.
-      compares_with: what distances are measured to, "held-out images" or "training images".
+      scales: guidance scales in any order; 1 is the conditional model.
+      scores: one per scale.
+      floor: scores of real images by the same judge.
+      settings: other settings that change the figures: solver, steps, seed, images, parameters, step.
+      compares_with: the images that distances are measured to, "held-out images" or "training images".
     """
 
     scales: tuple[float, ...]
@@ -72,12 +72,12 @@ class Report:
 
     @property
     def best(self) -> int:
-        """The index of the scale with the smallest Fréchet distance, in pixels where it was taken."""
+        """The index of the scale with the smallest Fréchet distance, in pixels if it was computed."""
         return int(np.argmin([getattr(score, self.distance) for score in self.scores]))
 
     @property
     def distance(self) -> str:
-        """The field of the distance that decides: in pixels, or in features where those are many."""
+        """The field of the distance that `best` uses: in pixels, or in features for larger images."""
         taken = np.isfinite(self.floor.frechet_pixels)
         return "frechet_pixels" if taken else "frechet_features"
 
@@ -87,13 +87,13 @@ class Report:
 
 
 def heading(report: Report) -> str:
-    """Return what the table compares, as its title."""
+    """Return the title of the table."""
     title = f"Samples compared with the {report.compares_with}"
     return title + ("" if report.compares_with == "held-out images" else ": none were held out")
 
 
 def table(report: Report) -> str:
-    """Return a table of text, one row a scale and the real images last; columns that were taken."""
+    """Return a text table: one row per scale, real images last, only columns that were computed."""
     columns = [column for column in _COLUMNS if report.has(column[1])]
     rows = [["scale", *(head for head, _, _ in columns)]]
     for scale, scores in zip(report.scales, report.scores, strict=True):
@@ -110,18 +110,18 @@ def _cell(scores: Scores, column: tuple[str, str, str]) -> str:
 
 
 def figures(name: str, scores: Scores) -> str:
-    """Return the figures of one set of images as a line, to be read while others are sampled."""
+    """Return the figures of one set of images as one line, for display during an evaluation."""
     told = (f"{c[0]} {_cell(scores, c)}" for c in _COLUMNS if np.isfinite(getattr(scores, c[1])))
     return f"{name}: {', '.join(told)}"
 
 
 def legend(report: Report) -> str:
-    """Return what the columns of the table mean."""
+    """Return the explanation of the table's columns."""
     return _LEGEND.format(reference=report.compares_with, real=_REAL[report.compares_with])
 
 
 def to_json(report: Report) -> str:
-    """Return the report as JSON text, with what its columns mean."""
+    """Return the report as JSON text, with the explanation of its columns."""
     raw = {
         "settings": report.settings,
         "scales": [
@@ -137,7 +137,7 @@ def to_json(report: Report) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: a class without images, and a figure that was not taken, has null."""
+    """JSON has no NaN, so a class without images and a figure that was not computed become null."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -197,7 +197,7 @@ def _title(report: Report) -> str:
 
 
 def summary(report: Report, wanted: Sequence[float] = (1.0, 2.0)) -> list[str]:
-    """Return a few sentences: accuracy at the scales wanted, and the best distance."""
+    """Return a few sentences: accuracy at the given scales, and the best distance."""
     lines = [
         f"accuracy {report.scores[report.scales.index(scale)].accuracy:.4f} at scale {scale:g}"
         for scale in wanted

@@ -1,4 +1,4 @@
-"""Guidance: functions from a model function to a model function."""
+"""Guidance methods: each takes a model function and returns a guided model function."""
 
 from guidedflow.guidance.branches import concatenated, sequential, vmapped
 from guidedflow.guidance.composition import compose, perpendicular

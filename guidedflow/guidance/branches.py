@@ -1,8 +1,8 @@
-"""Evaluating a model under several conditions at one (x, t): one vmapped call, or two other ways.
+"""Three ways to evaluate a model under several conditions at one (x, t).
 
-`vmapped` is the default on every device. On the CPU it was measured (docs/benchmarks.md): no way is the
-fastest at every size, it was never more than 5% behind the fastest, and two calls were 5 to 10% behind it
-at batch 1. On GPUs and TPUs nothing was measured; `guidedflow bench` compares the three.
+`vmapped` is the default on every device. The three were measured on the CPU (docs/benchmarks.md): none is
+the fastest at every size. `vmapped` was never more than 5% behind the fastest, and `sequential` was 5 to
+10% behind `vmapped` at batch 1. Nothing was measured on GPUs and TPUs; `guidedflow bench` compares them.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Branches = Callable[[ModelFn, Array, Array, Sequence[Cond], Array], Evaluation]
 
 
 def check_stateless(name: str, model: ModelFn) -> None:
-    """Raise ValueError where `model` remembers something between steps."""
+    """Raise ValueError if `model` keeps a state between steps."""
     state = init_state(model, jnp.zeros((1, 1, 1, 1))) if hasattr(model, "init") else ()
     if jax.tree.leaves(state):
         raise ValueError(
@@ -37,9 +37,9 @@ def _stack(conds: Sequence[Cond], join: Callable[[list[Array]], Array]) -> Cond:
 
 
 def vmapped(model: ModelFn, x: Array, t: Array, conds: Sequence[Cond], at: Array) -> Evaluation:
-    """Stack the conditions on a new axis and vmap the model over it, x and t unmapped.
+    """Stack the conditions on a new axis and vmap the model over it; x and t are not mapped.
 
-    What does not depend on the condition (patch embedding, time embedding) is computed once.
+    Layers that do not depend on the condition (patch embedding, time embedding) are computed once.
     """
     stacked = _stack(conds, jnp.stack)
     return jax.vmap(lambda cond: _once(model, x, t, cond, at))(stacked)
@@ -48,7 +48,7 @@ def vmapped(model: ModelFn, x: Array, t: Array, conds: Sequence[Cond], at: Array
 def concatenated(
     model: ModelFn, x: Array, t: Array, conds: Sequence[Cond], at: Array
 ) -> Evaluation:
-    """Repeat x and t, one copy a branch, along the batch axis, and call the model once."""
+    """Repeat x and t along the batch axis, one copy per branch, and call the model once."""
     count = len(conds)
     many_x, many_t = (jnp.concatenate([value] * count) for value in (x, t))
     both = _once(model, many_x, many_t, _stack(conds, jnp.concatenate), at)
@@ -56,6 +56,6 @@ def concatenated(
 
 
 def sequential(model: ModelFn, x: Array, t: Array, conds: Sequence[Cond], at: Array) -> Evaluation:
-    """Call the model once a branch; the least memory."""
+    """Call the model once per branch; this needs the least memory."""
     each: list[Any] = [_once(model, x, t, cond, at) for cond in conds]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)

@@ -1,4 +1,4 @@
-"""Guidance by several conditions at once, every branch in one call of the model."""
+"""Guidance by several conditions at once; all branches come from one call of the model."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,6 @@ from jaxtyping import Array, PyTree
 from guidedflow.guidance.branches import Branches, check_stateless, vmapped
 from guidedflow.guidance.extrapolation import where_guided
 from guidedflow.guidance.projections import along
-from guidedflow.guidance.spaces import wide
 from guidedflow.types import (
     Cond,
     Evaluation,
@@ -20,16 +19,17 @@ from guidedflow.types import (
     check_number,
     check_scale,
     evaluate,
-    expand,
     pytree,
     scale_at,
+    weight_at,
+    wide,
 )
 
 
 def _branches(
     branches: Branches, model: ModelFn, null: Cond, x: Array, t: Array, conds: Cond, at: Array
 ) -> Evaluation:
-    """Evaluate every condition, then the null one, on a new first axis."""
+    """Evaluate all conditions, the null condition last, on a new first axis."""
     return branches(model, x, t, (*conds, broadcast_null(null, conds[0])), at)
 
 
@@ -56,12 +56,11 @@ class Compose:
     ) -> tuple[Evaluation, PyTree]:
         _check_conditions("compose", cond, len(self.scales))
         each = _branches(self.branches, self.model, self.null, x, t, cond, at)
-        null = each.velocity[-1]
+        *branches, null = wide(each.velocity)
         velocity = null
-        for scale, branch in zip(self.scales, each.velocity[:-1], strict=True):
-            weight = expand(jnp.asarray(scale_at(scale, at), jnp.float32), x)
-            velocity = velocity + weight * (branch - null)
-        velocity = velocity.astype(null.dtype)
+        for scale, branch in zip(self.scales, branches, strict=True):
+            velocity = velocity + weight_at(scale, at, null) * (branch - null)
+        velocity = velocity.astype(each.velocity.dtype)
         first = jax.tree.map(lambda leaf: leaf[0], each)
         return first._replace(velocity=velocity, renoise=velocity), state
 
@@ -76,18 +75,19 @@ def compose(
 
     guided = u + sum_i w_i (c_i - u).
 
-    One condition is classifier-free guidance. A negative w_i leads away from its condition. All
-    N + 1 branches come from one call of the model, at every step. For independent conditions and
-    w_i = 1 it is the score of p(x given c_1, .., c_N) at the data; at earlier times only nearly.
+    With one condition it is classifier-free guidance. A negative w_i guides away from its condition.
+    All N + 1 branches come from one call of the model, at every step. For independent conditions and
+    w_i = 1 it is the score of p(x given c_1, .., c_N) at t = 1, and approximately so at earlier times.
 
     Args:
       model, null, branches: as for `classifier_free`.
       scales: N scales, each a number, an array of shape () or (b,), or a schedule.
     Returns:
-      A model function whose cond is a tuple of N conditions. The first is what `rescale` and
-      `guide_channels` take for the conditional branch.
+      A model function whose cond is a tuple of N conditions. `rescale` and `guide_channels` take
+      the first as the conditional branch.
     Raises:
-      ValueError: no scale, one that is not a number, or another number of conditions when called.
+      ValueError: there is no scale, a scale is not a number, or (when called) the number of
+        conditions differs.
     Source: Liu et al. 2022 (composable diffusion), eq. 11 and 13.
     """
     scales = tuple(scales)
@@ -127,13 +127,13 @@ class Perpendicular:
 
         def guided() -> Evaluation:
             each = _branches(self.branches, self.model, self.null, x, t, cond, at)
-            n = scale_at(self.negative, at)
+            strong, null = each.velocity[0], wide(each.velocity[2])
+            n = jnp.asarray(scale_at(self.negative, at), null.dtype)
             check_batch_scale(n, jnp.shape(x)[0])
             n = jnp.broadcast_to(n, jnp.shape(x)[:1])
             push = jax.vmap(one)(each.velocity[0], each.velocity[1], each.velocity[2], n)
-            weight = expand(jnp.asarray(w, jnp.float32), x)
-            strong = each.velocity[0]
-            velocity = (each.velocity[2] + weight * push).astype(strong.dtype)
+            weight = weight_at(self.scale, at, null)
+            velocity = (null + weight * push).astype(strong.dtype)
             velocity = jnp.where(jnp.broadcast_to(weight == 1, x.shape), strong, velocity)
             first = jax.tree.map(lambda leaf: leaf[0], each)
             return first._replace(velocity=velocity, renoise=velocity)
@@ -152,14 +152,14 @@ def perpendicular(
     *,
     branches: Branches = vmapped,
 ) -> ModelFn:
-    """Lead away from a negative condition, but only across the direction of the positive one.
+    """Guide away from a negative condition, but only orthogonally to the positive one.
 
-    guided = u + w (dp - n (dn - proj of dn onto dp)),   dp = c_positive - u,   dn = c_negative - u,
+    guided = u + w (dp - n (dn - proj of dn onto dp)),   dp = c_positive - u,   dn = c_negative - u.
 
-    the projection of each example by itself. What the two conditions have in common is kept, where a
-    negative prompt as the null branch would cancel it. n = 0 is classifier-free guidance. As
-    everywhere in this package a w of exactly 1 guides nothing: the positive condition alone, in one
-    branch where the number or the schedule says so.
+    The projection is per example. The part that both conditions have in common is kept; a negative
+    prompt in place of the null condition would cancel it. n = 0 is classifier-free guidance. As
+    everywhere in this package, w = 1 exactly means no guidance: the result is the positive branch.
+    If w = 1 is known from the number or the schedule, only that branch is evaluated.
 
     Args:
       model, null, branches: as for `classifier_free`; all three branches come from one call.

@@ -1,7 +1,7 @@
-"""Corrections of a guided prediction: rescale, dynamic thresholding, some channels, still first steps.
+"""Corrections of a guided prediction: rescaling, dynamic thresholding, channels, zero-init.
 
-Each takes a guided model function and looks at its velocity and its conditional branch alone, so it
-costs no evaluation; the state of what it wraps passes through.
+Each takes a guided model function. It uses only the guided velocity and the conditional branch, so it
+costs no further evaluation. The state of the model function passes through.
 """
 
 import jax
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from guidedflow import predictions
+from guidedflow import loops, predictions
 from guidedflow.guidance.branches import Branches, vmapped
 from guidedflow.guidance.extrapolation import classifier_free
 from guidedflow.guidance.projections import magnitude, norm, optimized_scale
-from guidedflow.guidance.spaces import MARGIN, check_space, to_space, wide
+from guidedflow.guidance.spaces import MARGIN, check_space, to_space
 from guidedflow.paths import Path
 from guidedflow.types import (
     RENOISE,
@@ -27,11 +27,12 @@ from guidedflow.types import (
     init_state,
     needs,
     pytree,
+    wide,
 )
 
 
 def _corrected(model: ModelFn, base: Evaluation, velocity: Array) -> Evaluation:
-    """Put in another velocity, which also renoises unless the model renoises by another branch."""
+    """Replace the velocity. It also becomes `renoise`, unless the model renoises with another branch."""
     velocity = velocity.astype(base.velocity.dtype)
     renoise = base.renoise if RENOISE in needs(model) else velocity
     return base._replace(velocity=velocity, renoise=renoise)
@@ -64,12 +65,12 @@ class Rescale:
             guided, strong = (p * wide(x) + q * wide(v) for v in (velocity, conditional))
             unit = magnitude(strong, guided)
             wanted, came = deviation(strong / unit), deviation(guided / unit)
-            # A prediction of one value everywhere has no deviation to change.
+            # A constant prediction has deviation 0 and cannot be rescaled.
             some = came > 1e-12
             ratio = jnp.where(some, wanted / jnp.where(some, came, 1), 1)
             return velocity + self.phi * (ratio - 1) * guided / q
 
-        velocity = jax.vmap(one)(base.velocity, base.conditional, x, t)
+        velocity = jax.vmap(one)(wide(base.velocity), base.conditional, x, t)
         return _corrected(self.model, base, velocity), state
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
@@ -83,18 +84,18 @@ def rescale(
     path: Path | None = None,
     predicts: predictions.Prediction = predictions.velocity,
 ) -> ModelFn:
-    """Give the guided prediction the standard deviation of the conditional one, in part.
+    """Rescale the guided prediction towards the standard deviation of the conditional prediction.
 
     g [phi std(c) / std(g) + 1 - phi],   std over all of one example.
 
-    phi = 0 changes nothing, phi = 1 restores the deviation wholly, and so does w = 1 at every phi.
-    Where std(g) = 0 nothing is changed.
-    It is defined on what the network itself predicts, and differs from space to space.
+    phi = 0 changes nothing. phi = 1 restores the deviation fully. w = 1 changes nothing at any phi.
+    If std(g) = 0, nothing is changed.
+    It is defined on the network's own prediction type; other types give other results.
 
     Args:
       model: a guided model function.
-      phi: share of the correction, in [0, 1].
-      path: the model's path; needed where `predicts` is not velocity.
+      phi: strength of the correction, in [0, 1].
+      path: the model's path; needed if `predicts` is not velocity.
       predicts: what the network predicts: velocity, noise, v, data.
     Raises:
       ValueError: phi out of range, or a prediction without the path.
@@ -130,7 +131,7 @@ class DynamicThreshold:
         data, q = predictions.read(
             self.path, base.native, wide(base.velocity), wide(x), inner, predictions.data
         )
-        velocity = jax.vmap(one)(data, q, base.velocity, t)
+        velocity = jax.vmap(one)(data, q, wide(base.velocity), t)
         return _corrected(self.model, base, velocity), state
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
@@ -142,8 +143,9 @@ def dynamic_threshold(model: ModelFn, path: Path, quantile: float = 0.995) -> Mo
 
     s = max(1, quantile of |data|),   data <- clip(data, -s, s) / s.
 
-    An estimate inside [-1, 1] is left alone. quantile = 1 only shrinks. For pixels in [-1, 1], not
-    for latents. Within 1e-3 of t = 1 no velocity can move the data estimate, and none is changed.
+    An estimate inside [-1, 1] is not changed. quantile = 1 only shrinks. The method is for pixels in
+    [-1, 1], not for latents. Within 1e-3 of t = 1 a velocity cannot move the data estimate, so
+    nothing is changed there.
 
     Args:
       model: a model function, guided or not.
@@ -183,15 +185,15 @@ class GuideChannels:
 
 
 def guide_channels(model: ModelFn, channels: int | tuple[int, ...]) -> ModelFn:
-    """Guide some channels, and leave the others as the conditional branch has them.
+    """Guide some channels; the others are those of the conditional branch.
 
     The published DiT samples guide 3 of their 4 latent channels: `guide_channels(model, 3)`.
 
     Args:
       model: a guided model function.
-      channels: how many of the first channels, or which; the last axis of x.
+      channels: the number of first channels to guide, or their indices; on the last axis of x.
     Raises:
-      ValueError: no channel, a negative one, or (when called) one that x does not have.
+      ValueError: there is no channel, an index is negative, or (when called) x lacks a channel.
     Source: the published code of Peebles & Xie 2023 (DiT), which guides its first three channels.
     """
     chosen = tuple(range(channels)) if isinstance(channels, int) else tuple(channels)
@@ -226,17 +228,17 @@ class ZeroInit:
             base, _ = jax.eval_shape(moving)
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), base), state
 
-        return jax.lax.cond(jnp.all(still), standing, moving)
+        return loops.cond(jnp.all(still), standing, moving)
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
         return self.evaluate(self.init(x), x, t, cond, t)[0].velocity
 
 
 def zero_init(model: ModelFn, until: float = 0.04) -> ModelFn:
-    """Stand still in the steps that begin before `until`: velocity 0, and no evaluation.
+    """Zero-init: in the steps that begin before `until`, the velocity is 0 and the model is not evaluated.
 
-    On a uniform grid until = k / steps makes the first k steps still. An ODE's method: a diffusion
-    sampler would read a velocity of 0 as an estimate of the data.
+    On a uniform grid until = k / steps makes the first k steps zero. Use it with ODE solvers only: a
+    diffusion sampler would convert the velocity 0 to a data estimate.
 
     Args:
       model: a model function.
@@ -257,12 +259,12 @@ def zero_star(
     until: float = 0.04,
     branches: Branches = vmapped,
 ) -> ModelFn:
-    """CFG-Zero*: classifier-free guidance with an optimised null branch and still first steps.
+    """CFG-Zero*: classifier-free guidance with an optimised null branch and zero first steps.
 
     v = 0 in steps that begin before `until`, then s u + w (c - s u) as in `optimized_scale`.
 
-    until = 0 leaves no step still; then w = 1 is the conditional model. About 4% of the steps is
-    usual.
+    With until = 0 no step is zero, and w = 1 is the conditional model. Usually about 4% of the steps
+    are zero.
 
     Args:
       model, null, scale, branches: as for `classifier_free`.

@@ -1,8 +1,8 @@
-"""Guidance by extrapolation away from a weaker model, and classifier-free guidance, its main case.
+"""Guidance by extrapolation from a weaker model; classifier-free guidance is the main case.
 
-A *rule* joins the two branches of one example, (strong c, weak u) -> guided. `Affine`, u + w (c - u),
-is classifier-free guidance; other rules are other methods. A rule may remember something between
-steps; `init` and `__call__` carry it.
+A *rule* combines the two branches of one example, (strong c, weak u) -> guided. `Affine`, u + w (c - u),
+is classifier-free guidance; other rules are other methods. A rule may keep a state between steps, which
+`init` creates and `__call__` updates.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from guidedflow import loops
 from guidedflow.guidance.branches import Branches, check_stateless, vmapped
 from guidedflow.types import (
     Cond,
@@ -25,20 +26,21 @@ from guidedflow.types import (
     evaluate,
     pytree,
     scale_at,
+    wide,
 )
 
 
 class Rule(Protocol):
-    """How two branches become one velocity; written for one example, vmapped over the batch."""
+    """How two branches are combined into one velocity: defined for one example, vmapped over the batch."""
 
     def init(self, x: Array) -> PyTree:
-        """Return what the rule remembers of one example x: *d before the first step."""
+        """Return the rule's state for one example x: *d before the first step."""
         ...
 
     def __call__(
         self, c: Array, u: Array, w: Array, x: Array, t: Array, memory: PyTree
     ) -> tuple[Array, PyTree]:
-        """Return the guided velocity *d and the memory after this step; at w = 1 that is c."""
+        """Return the guided velocity *d, which is c at w = 1, and the state after this step."""
         ...
 
 
@@ -64,11 +66,12 @@ def apply_rule(
     t: Array,
     memory: PyTree,
 ) -> tuple[Evaluation, PyTree]:
-    """Join two branches, all `b *d`; scales () or (b,). Computed in x's dtype or wider."""
-    w = jnp.asarray(w, jnp.float32)
+    """Combine two branches `b *d`; scales have shape () or (b,). Computed in float32 or wider."""
+    c, u, x = wide(strong.velocity), wide(weak.velocity), wide(x)
+    w, t = jnp.asarray(w, x.dtype), t.astype(x.dtype)
     check_batch_scale(w, jnp.shape(x)[0])
     axes = (0, 0, 0 if w.ndim else None, 0, 0, 0)
-    velocity, memory = jax.vmap(rule, in_axes=axes)(strong.velocity, weak.velocity, w, x, t, memory)
+    velocity, memory = jax.vmap(rule, in_axes=axes)(c, u, w, x, t, memory)
     velocity = velocity.astype(strong.velocity.dtype)
     return strong._replace(velocity=velocity, renoise=velocity), memory
 
@@ -81,17 +84,17 @@ def guides_nowhere(scale: Scale) -> bool:
 def where_guided(
     scale: Scale, w: Array | float, guided: Callable[[], Any], alone: Callable[[], Any]
 ) -> Any:
-    """Return `alone()` where a schedule is 1 and `guided()` elsewhere, evaluating no more than that.
+    """Return `alone()` if a schedule is 1 at this step, else `guided()`; only the one returned is run.
 
     Args:
-      scale: number, array or schedule; only a schedule chooses while the program runs.
-      w: its value at this step.
+      scale: number, array or schedule. Only a schedule makes the choice while the program runs.
+      w: the value of the scale at this step.
     """
     if guides_nowhere(scale):
         return alone()
     if not callable(scale):
         return guided()
-    return jax.lax.cond(jnp.all(jnp.asarray(w) == 1), alone, guided)
+    return loops.cond(jnp.all(jnp.asarray(w) == 1), alone, guided)
 
 
 @pytree
@@ -134,21 +137,21 @@ def classifier_free(
     rule: Rule = Affine(),
     branches: Branches = vmapped,
 ) -> ModelFn:
-    """Guide a model by the difference that its condition makes.
+    """Guide a model by the difference between its conditional and its null branch.
 
     guided = u + w (c - u),   c = model(x, t, cond),   u = model(x, t, null).
 
-    w = 1 is the conditional model, w = 0 the null one, w > 1 guides. (Ho & Salimans write
+    w = 1 is the conditional model, w = 0 the null model, and w > 1 guides. (Ho & Salimans write
     w' = w - 1.) Both branches come from one call of the model, vmapped over the stacked conditions.
-    Where the scale is a schedule, the steps at which it is 1 evaluate the conditional branch alone,
-    within the one compiled program; the scale of a step is read at the step's beginning.
+    The scale of a step is evaluated at the step's beginning. If a schedule is 1 in a step, that step
+    evaluates only the conditional branch; the program is compiled once.
 
     Args:
       model: a velocity field trained with dropped conditions; it keeps no state between steps.
-      null: the null condition: what `cond` is, without the batch axis; or one an example, as
-        negative prompts are. For class labels the integer num_classes.
+      null: the null condition, like `cond` but without the batch axis; or one per example, for
+        negative prompts. For class labels it is the integer num_classes.
       scale: w, a number, an array of shape () or (b,), or a schedule.
-      rule: how the two branches are joined; the methods of this package.
+      rule: how the two branches are combined; other methods of this package are other rules.
       branches: vmapped, concatenated, or sequential: how the branches are evaluated.
     Returns:
       A model function of the same signature.
@@ -200,17 +203,18 @@ def extrapolate(
     *,
     rule: Rule = Affine(),
 ) -> ModelFn:
-    """Guide a model away from a weaker one under the same condition: autoguidance.
+    """Guide a model away from a weaker model under the same condition: autoguidance.
 
     guided = reference + w (model - reference).
 
-    w = 1 is the model, w = 0 the reference; with the null branch as reference it is classifier-free
-    guidance. The reference may be a smaller or less trained network, or other parameters of the same.
+    w = 1 is the model, w = 0 the reference. With the null branch as the reference it is classifier-free
+    guidance. The reference may be a smaller or less trained network, or the same network with other
+    parameters.
 
     Args:
       model, reference: velocity fields that take the same x, t and cond.
       scale: w, a number, an array of shape () or (b,), or a schedule.
-      rule: how the two are joined.
+      rule: how the two are combined.
     Raises:
       ValueError: scale is not a number, or a model keeps state.
     Source: Karras et al. 2024 (autoguidance), eq. 3.
@@ -237,9 +241,9 @@ class Fixed:
 
 
 def fixed(model: ModelFn, cond: Cond) -> ModelFn:
-    """Return `model` under one condition for every example, whatever it is called with.
+    """Return `model` under one fixed condition for all examples; its argument `cond` is ignored.
 
-    With the null condition it is the unconditional model, as `classifier` and `extrapolate` take.
+    With the null condition it is the unconditional model, for use in `classifier` and `extrapolate`.
 
     Args:
       model: a velocity field.

@@ -1,4 +1,4 @@
-"""Frequency-decoupled guidance: another scale on each level of a Laplacian pyramid."""
+"""Frequency-decoupled guidance: a guidance scale for each level of a Laplacian pyramid."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from guidedflow.types import check_number
 
 
 def _shrink(x: Array, axis: int) -> Array:
-    """Blur one axis by (1 4 6 4 1) / 16, edges repeated, and keep every other sample."""
+    """Blur one axis by (1 4 6 4 1) / 16 with repeated edges, and keep every second sample."""
     size = x.shape[axis]
     padded = jnp.pad(x, [(2, 2) if i == axis else (0, 0) for i in range(x.ndim)], mode="edge")
     parts = [jnp.take(padded, jnp.arange(k, k + size, 2), axis=axis) for k in range(5)]
@@ -17,7 +17,7 @@ def _shrink(x: Array, axis: int) -> Array:
 
 
 def _grow(x: Array, axis: int, size: int) -> Array:
-    """Double one axis by linear interpolation, the last sample repeated, and cut it to `size`."""
+    """Double one axis by linear interpolation, repeat the last sample, and cut the axis to `size`."""
     count = x.shape[axis]
     following = jnp.take(x, jnp.minimum(jnp.arange(1, count + 1), count - 1), axis=axis)
     doubled = jnp.stack([x, 0.5 * (x + following)], axis + 1)
@@ -26,9 +26,9 @@ def _grow(x: Array, axis: int, size: int) -> Array:
 
 
 def pyramid(x: Float[Array, "h w c"], levels: int) -> list[Array]:
-    """Split an image into `levels` bands, the finest first and the last a small blurred image.
+    """Split an image into `levels` bands, the finest first; the last is a small blurred image.
 
-    band_k = g_k - grow(g_(k+1)),   g_(k+1) = shrink(g_k),   g_0 = x;   the last is g itself.
+    band_k = g_k - grow(g_(k+1)),   g_(k+1) = shrink(g_k),   g_0 = x;   the last band is g itself.
 
     Source: Burt & Adelson 1983.
     """
@@ -41,7 +41,7 @@ def pyramid(x: Float[Array, "h w c"], levels: int) -> list[Array]:
 
 
 def rebuild(bands: list[Array]) -> Float[Array, "h w c"]:
-    """Return the image that `pyramid` split; exact whatever the filters, and linear in the bands."""
+    """Return the image from its bands: the exact inverse of `pyramid`, linear in the bands."""
     x = bands[-1]
     for band in reversed(bands[:-1]):
         x = band + _enlarge(x, band.shape)
@@ -54,20 +54,20 @@ def _enlarge(x: Array, shape: tuple[int, ...]) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class frequency_decoupled:
-    """Guide every frequency band of an image with a scale of its own.
+    """Guide each frequency band of an image with its own scale.
 
     band_k of the guided = u_k + w_k (c_k - u_k),   w_k = 1 + (w - 1) gain_k, the finest band first.
 
     The published scales 10 (high) and 5 (low) are `scale=10` with gains (1, 4/9). w = 1 is the
-    conditional model; gains of 1 are classifier-free guidance. It is defined on data estimates; each
-    band's weights sum to 1 and the pyramid is linear, so velocities give the same result and no
-    conversion is needed.
+    conditional model. With all gains 1 it is classifier-free guidance. The method is defined on data
+    estimates. The weights of each band sum to 1 and the pyramid is linear, so velocities give the
+    same result and no conversion is needed.
 
     Attributes:
-      gains: one a level, at least one, finest first; the last is the blurred image's.
+      gains: one per level, finest first, at least one; the last is for the blurred image.
     Raises:
-      ValueError: no gain or one that is not a number; when called, x is not an image h w c or too
-        small for its levels.
+      ValueError: there is no gain, or a gain is not a number; when called, x is not an image h w c
+        or is too small for the levels.
     Source: Sadat et al. 2025 (frequency-decoupled guidance), eq. 4-6 and algorithm 1.
     """
 

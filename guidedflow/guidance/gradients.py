@@ -1,16 +1,16 @@
-"""Guidance by a gradient: of a classifier that knows noised data, or of any loss on the data estimate.
+"""Guidance by a gradient: of a classifier trained on noised data, or of any loss on the data estimate.
 
-One gradient of log p(cond given x_t) enters the samplers in three forms, which are one in the limit of
-small steps:
+The gradient of log p(cond given x_t) enters the samplers in three forms, which are equal in the limit
+of small steps:
 
-| form | what moves | function |
+| form | what is changed | function |
 |---|---|---|
 | flow | velocity by s (sigma^2 alpha' / alpha - sigma sigma') grad | `classifier` |
-| DDIM | noise by - sigma s grad | the same function: that is what its velocity says of the noise |
-| ancestral | the step's mean by s variance grad | `ancestral_classifier`, under `sample_ddpm` |
+| DDIM | noise by - sigma s grad | `classifier`: the same change, converted to the noise |
+| ancestral | the step's mean by s variance grad | `ancestral_classifier`, with `sample_ddpm` |
 
-Under `sample_ddpm` on a variance-preserving path the first form moves the mean by alpha_s / alpha_t
-times what the third does with the `largest` variance.
+With `sample_ddpm` on a variance-preserving path, the first form moves the mean by alpha_s / alpha_t
+times as much as the third form does with the `largest` variance.
 """
 
 from collections.abc import Callable
@@ -34,21 +34,22 @@ from guidedflow.types import (
     expand,
     init_state,
     pytree,
-    scale_at,
+    weight_at,
+    wide,
 )
 
 LogProb = Callable[[Array, Array, Cond], Array]
 """(x: b *d, t: b, cond) -> log p(cond given x_t): b."""
 
 
-def _push(path: Path, gradient: Array, t: Array, scale: Array | float, like: Array) -> Array:
-    """Return what `scale` times a score adds to the velocity, b *d."""
+def _push(path: Path, gradient: Array, t: Array, weight: Array, like: Array) -> Array:
+    """Return the change of the velocity `like`, b *d, that corresponds to `weight` times a score."""
 
     def slope(s: Array) -> Array:
         return predictions.conversion(path, s, predictions.score, predictions.velocity)[1]
 
     coefficient = expand(jax.vmap(slope)(t), like)
-    return (expand(scale, like) * coefficient * gradient).astype(like.dtype)
+    return (weight * coefficient * wide(gradient)).astype(like.dtype)
 
 
 @pytree
@@ -73,7 +74,8 @@ class Classifier:
         def total(x: Array) -> Array:
             return jnp.sum(self.log_prob(x, inner, cond))
 
-        push = _push(self.path, jax.grad(total)(x), inner, scale_at(self.scale, at), x)
+        weight = weight_at(self.scale, at, x)
+        push = _push(self.path, jax.grad(total)(x), inner, weight, base.velocity)
         return base._replace(velocity=base.velocity + push, renoise=base.renoise + push), state
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
@@ -87,11 +89,11 @@ def classifier(
 
     guided = v + s (sigma^2 alpha' / alpha - sigma sigma') grad_x log p(cond given x_t),
 
-    the factor being what turns a score into a velocity. With the true posterior, s = 1 on the
-    unconditional model is the conditional one, by Bayes; s = 0 is the model. On a model of velocities
-    `w` of classifier-free guidance is `1 + s` over the conditional and `s` over the null model. The
-    factor is infinite where alpha = 0, and the gradient zero: both are read at t moved into
-    [margin, 1 - margin].
+    The factor converts a score to a velocity. By Bayes' rule, the unconditional model with the true
+    posterior and s = 1 is the conditional model; s = 0 is the model itself. The scale `w` of
+    classifier-free guidance corresponds to s = w - 1 on the conditional model and to s = w on the
+    null model. Where alpha = 0, the factor is infinite and the gradient is zero; both are therefore
+    computed at t clipped to [margin, 1 - margin].
 
     Args:
       model: a velocity field, conditional or not (`fixed(model, null)`).
@@ -125,7 +127,7 @@ class AncestralClassifier:
     ) -> tuple[Evaluation, PyTree]:
         base, state = evaluate(self.model, state, x, t, cond, at)
         gradient = jax.grad(lambda x: jnp.sum(self.log_prob(x, t, cond)))(x)
-        shift = (expand(scale_at(self.scale, at), x) * gradient).astype(x.dtype)
+        shift = (weight_at(self.scale, at, x) * wide(gradient)).astype(x.dtype)
         if base.shift is not None:
             shift = shift + base.shift
         return base._replace(shift=shift), state
@@ -137,18 +139,18 @@ class AncestralClassifier:
 def ancestral_classifier(model: ModelFn, log_prob: LogProb, scale: Scale = 1.0) -> ModelFn:
     """Guide an ancestral sampler by moving the mean of each step along the classifier's gradient.
 
-    mean <- mean + s variance grad_x log p(cond given x_t),   variance that of the step.
+    mean <- mean + s variance grad_x log p(cond given x_t),   with the variance of the step.
 
-    The velocity is the model's own: only `sample_ddpm` uses the shift, and other samplers refuse.
-    s = 0 is the model.
+    The velocity is not changed. Only `sample_ddpm` uses the shift; other samplers raise. s = 0 is the
+    model itself.
 
     Args:
       model: a velocity field, conditional or not (`fixed(model, null)`).
       log_prob: (x: b *d, t: b, cond) -> b, differentiable in x, trained on noised data.
-      scale: s, a number, an array of shape () or (b,), or a schedule; published values are 1 to 4 over a
-        conditional and 10 over an unconditional model.
+      scale: s, a number, an array of shape () or (b,), or a schedule; published values are 1 to 4 for a
+        conditional and 10 for an unconditional model.
     Raises:
-      ValueError: scale is not a number; by the sampler, one without a mean to move.
+      ValueError: scale is not a number. Samplers that have no mean to move raise it too.
     Source: Dhariwal & Nichol 2021, algorithm 1.
     """
     check_scale(scale)
@@ -191,7 +193,8 @@ class LossGuidance:
             return -jnp.sum(losses), (base, after)
 
         gradient, (base, after) = jax.grad(total, has_aux=True)(x)
-        push = _push(self.path, gradient, inner, scale_at(self.scale, at), x)
+        weight = weight_at(self.scale, at, x)
+        push = _push(self.path, gradient, inner, weight, base.velocity)
         return base._replace(velocity=base.velocity + push, renoise=base.renoise + push), after
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
@@ -201,19 +204,20 @@ class LossGuidance:
 def loss_guidance(
     model: ModelFn, path: Path, loss: Loss, scale: Scale = 1.0, *, margin: float = 1e-3
 ) -> ModelFn:
-    """Guide a model by any differentiable loss on its data estimate; no classifier of noised data.
+    """Guide a model by any differentiable loss on its data estimate; no classifier on noised data is needed.
 
-    noise <- noise + s sigma grad_x loss(data estimate at (x, t)),
+    noise <- noise + s sigma grad_x loss(data estimate at (x, t)).
 
-    the gradient through the model, and the same in velocities. exp(-loss) takes the place of
-    p(cond given x_t). For a model of latents the loss decodes first; CLIP guidance is the loss
-    `1 - cosine(embed_image(decode(data)), embed_text(cond))`. s = 0 is the model. One evaluation and its
-    gradient a call. `samplers.recurrent` repeats each step, as universal guidance does.
+    The gradient goes through the model; the change is converted to the velocity. exp(-loss) takes the
+    place of p(cond given x_t). If the model generates latents, the loss decodes them first. CLIP
+    guidance is the loss `1 - cosine(embed_image(decode(data)), embed_text(cond))`. s = 0 is the model
+    itself. A call costs one evaluation and its gradient. `samplers.recurrent` repeats each step, as
+    universal guidance does.
 
     Args:
       model: a velocity field, conditional, guided, or `fixed`.
       path: its path.
-      loss: (data estimate: b *d, cond) -> b, each example's own.
+      loss: (data estimate: b *d, cond) -> b, one loss per example.
       scale: s, a number, an array of shape () or (b,), or a schedule.
       margin: distance kept from both ends, in (0, 0.5), as for `classifier`.
     Raises:

@@ -1,9 +1,9 @@
-"""Guidance away from the same network with chosen blocks disturbed: PAG, SLG, SEG."""
+"""Guidance away from the same network with some blocks perturbed: PAG, SLG, SEG."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from guidedflow import loops
 from guidedflow.guidance.branches import check_stateless
 from guidedflow.types import (
     Cond,
@@ -12,10 +12,10 @@ from guidedflow.types import (
     Scale,
     check_scale,
     evaluate,
-    expand,
     init_state,
     pytree,
-    scale_at,
+    weight_at,
+    wide,
 )
 
 
@@ -34,15 +34,15 @@ class Perturbed:
         self, state: PyTree, x: Array, t: Array, cond: Cond, at: Array
     ) -> tuple[Evaluation, PyTree]:
         base, state = evaluate(self.model, state, x, t, cond, at)
-        s = jnp.asarray(scale_at(self.scale, at), jnp.float32)
+        s = weight_at(self.scale, at, x)
 
         def pushed() -> Evaluation:
             weak = evaluate(self.disturbed, (), x, t, cond, at)[0].velocity
-            push = (expand(s, x) * (base.conditional - weak)).astype(base.velocity.dtype)
+            push = (s * (wide(base.conditional) - wide(weak))).astype(base.velocity.dtype)
             return base._replace(velocity=base.velocity + push, renoise=base.renoise + push)
 
         if callable(self.scale):
-            return jax.lax.cond(jnp.all(s == 0), lambda: base, pushed), state
+            return loops.cond(jnp.all(s == 0), lambda: base, pushed), state
         return pushed(), state
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
@@ -50,13 +50,14 @@ class Perturbed:
 
 
 def perturbed(model: ModelFn, disturbed: ModelFn, scale: Scale = 3.0) -> ModelFn:
-    """Add to a model, guided or not, a push away from a disturbed network under the same condition.
+    """Guide a model, guided or not, away from a perturbed network under the same condition.
 
     guided = g + s (c - p),   c the conditional branch of g, p = disturbed(x, t, cond).
 
-    The conditional branch is not evaluated again, and where a schedule is 0 (`window`) neither is the
-    disturbed network. s = 0 is the model itself; on an unguided model the scale w of `extrapolate` is
-    1 + s. Which blocks are disturbed, and how, is said by the network, on the same parameters:
+    The conditional branch is not evaluated again. In steps where a schedule is 0 (`window`), the
+    perturbed network is not evaluated either. s = 0 is the model itself. On an unguided model, s
+    corresponds to w = 1 + s of `extrapolate`. The network's own fields choose the perturbed blocks and
+    the kind of perturbation; the parameters are the same:
 
     | method | the network's `perturbation` | usual s | where |
     |---|---|---|---|

@@ -1,6 +1,6 @@
-"""Rules that look at the angle or the length of the two branches: APG, CFG-Zero*, TCFG, MAMBO-G.
+"""Rules that use the angle between the two branches or their lengths: APG, CFG-Zero*, TCFG, MAMBO-G.
 
-Each is written for one example, so no projection or norm ever mixes examples.
+Each rule is defined for one example, so no projection or norm mixes examples.
 """
 
 import dataclasses
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from guidedflow import predictions
-from guidedflow.guidance.spaces import MARGIN, to_space, wide
+from guidedflow.guidance.spaces import MARGIN, to_space
 from guidedflow.paths import Path
-from guidedflow.types import check_number
+from guidedflow.types import check_number, wide
 
 
 def dot(a: Float[Array, "*d"], b: Float[Array, "*d"]) -> Float[Array, ""]:
@@ -21,10 +21,10 @@ def dot(a: Float[Array, "*d"], b: Float[Array, "*d"]) -> Float[Array, ""]:
 
 
 def magnitude(*values: Float[Array, "*d"]) -> Float[Array, ""]:
-    """Return the largest absolute entry, 1 where all are 0, as a constant to differentiation.
+    """Return the largest absolute entry, or 1 if all are 0; it is a constant for differentiation.
 
-    What does not depend on the unit of its arguments is computed on them divided by it, so that no
-    square leaves the range of float32, nor does the gradient of one.
+    Formulas that do not depend on the unit of their arguments divide them by it first, so that squares
+    and the gradients of squares stay in the range of float32.
     """
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(wide(a))) for a in values]))
     return jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
@@ -38,7 +38,7 @@ def norm(a: Float[Array, "*d"]) -> Float[Array, ""]:
 
 
 def along(a: Float[Array, "*d"], direction: Float[Array, "*d"]) -> Float[Array, "*d"]:
-    """Return the part of `a` parallel to `direction`; 0 where that is 0."""
+    """Return the part of `a` parallel to `direction`; 0 if `direction` is 0."""
     direction = wide(direction) / magnitude(direction)
     square = dot(direction, direction)
     inverse = jnp.where(square > 0, 1 / jnp.where(square > 0, square, 1), 0)
@@ -47,23 +47,23 @@ def along(a: Float[Array, "*d"], direction: Float[Array, "*d"]) -> Float[Array, 
 
 @dataclasses.dataclass(frozen=True)
 class projected:
-    """Adaptive projected guidance: damp the part of the difference along the data estimate.
+    """Adaptive projected guidance: reduce the part of the difference parallel to the data estimate.
 
     d = D(c) - D(u) + momentum d_before,   d <- d min(1, threshold / |d|),
 
     D = D(c) + (w - 1) (d_orthogonal + parallel d_parallel),   both parts relative to D(c),
 
-    where D is the data estimate; d_before is what the last step's d was before its shortening. w = 1
-    is the conditional model, whatever the other numbers; parallel = 1, momentum = 0,
-    threshold = inf is classifier-free guidance. Within 1e-3 of t = 1 no velocity can move the data
-    estimate, and the momentum is left out.
+    D is the data estimate; d_before is d of the last step before it was shortened. w = 1 is the
+    conditional model, whatever the other numbers. parallel = 1, momentum = 0, threshold = inf is
+    classifier-free guidance. Within 1e-3 of t = 1 a velocity cannot move the data estimate, so the
+    momentum is left out there.
 
     Attributes:
       path: the path of the model.
-      momentum: weight of the last step's difference, in (-1, 1); negative counts against it.
-      threshold: largest length of a difference, positive; grows with the root of the size of an
-        example, 15 is for latents of 4 x 128 x 128.
-      parallel: share of the parallel part, 0 for none of it.
+      momentum: weight of the last step's difference, in (-1, 1); a negative weight subtracts it.
+      threshold: largest length of a difference, positive. It should grow with the square root of the
+        size of an example; 15 is for latents of 4 x 128 x 128.
+      parallel: weight of the parallel part; 0 removes it.
     Raises:
       ValueError: a number is out of range.
     Source: Sadat et al. 2024 (APG), section 4 and algorithm 1; defaults from its table for SDXL.
@@ -105,12 +105,12 @@ class projected:
 
 @dataclasses.dataclass(frozen=True)
 class optimized_scale:
-    """CFG-Zero*'s rule: the null velocity times the factor that brings it nearest to the conditional.
+    """CFG-Zero*'s rule: scale the null velocity so that it is closest to the conditional velocity.
 
-    s u + w (c - s u),   s = <c, u> / (|u|^2 + 1e-8), one number an example, in float32.
+    s u + w (c - s u),   s = <c, u> / (|u|^2 + 1e-8), one number per example, in float32.
 
-    w = 1 is the conditional model; `optimize=False` forces s = 1, which is classifier-free guidance.
-    Defined on velocities. `zero_star` adds the still first steps.
+    w = 1 is the conditional model; `optimize=False` sets s = 1, which is classifier-free guidance.
+    Defined on velocities. `zero_star` adds the zero first steps.
 
     Source: Fan et al. 2025 (CFG-Zero*), eq. 7-9.
     """
@@ -131,15 +131,15 @@ class optimized_scale:
 
 @dataclasses.dataclass(frozen=True)
 class tangential:
-    """TCFG: keep only that part of the null branch which lies in the branches' common direction.
+    """TCFG: keep only the part of the null branch along the main common direction of both branches.
 
     u' + w (c - u'),   u' = <u, r> r,   r the first right singular vector of the matrix [c; u].
 
-    With G the 2 x 2 Gram matrix of c and u and a = (cos th, sin th) its first eigenvector, r is
-    a_1 c + a_2 u up to length and u' = a_2 (a_1 c + a_2 u): no decomposition of long vectors, and a
-    gradient everywhere but where both singular values agree; there u' = u.
-    w = 1 is the conditional model; where c and u are parallel it is classifier-free guidance.
-    Defined on the network's own prediction; for one of noise `in_space(tangential(), path,
+    Let G be the 2 x 2 Gram matrix of c and u, and a = (cos th, sin th) its first eigenvector. Then r is
+    a_1 c + a_2 u up to length, and u' = a_2 (a_1 c + a_2 u). No SVD of long vectors is needed, and the
+    gradient exists unless both singular values are equal; in that case u' = u.
+    w = 1 is the conditional model. If c and u are parallel, it is classifier-free guidance.
+    Defined on the network's own prediction; for a noise network use `in_space(tangential(), path,
     predictions.noise)`.
 
     Source: Kwon et al. 2025 (TCFG), algorithm 1.
@@ -153,7 +153,7 @@ class tangential:
     ) -> tuple[Array, PyTree]:
         c, u = wide(c), wide(u)
         unit = magnitude(c, u)
-        # |c|^2 - |u|^2, without the cancellation of the two lengths, in units of the largest entry.
+        # |c|^2 - |u|^2 in units of the largest entry, in a form without cancellation.
         apart, across = dot((c + u) / unit, (c - u) / unit), 2 * dot(c / unit, u / unit)
         square = apart**2 + across**2
         length = jnp.sqrt(jnp.where(square > 0, square, 1))
@@ -165,12 +165,12 @@ class tangential:
 
 @dataclasses.dataclass(frozen=True)
 class magnitude_aware:
-    """MAMBO-G: guide less where the difference is long beside the null velocity.
+    """MAMBO-G: guide less if the difference is long compared with the null velocity.
 
     u + [1 + (w - 1) exp(-damping |c - u| / |u|)] (c - u).
 
-    w = 1 is the conditional model; damping = 0 is classifier-free guidance. Defined on velocities;
-    usual values w 10, damping 8.
+    w = 1 is the conditional model; damping = 0 is classifier-free guidance. Defined on velocities.
+    Usual values: w = 10, damping = 8.
 
     Raises:
       ValueError: damping is negative.
@@ -191,7 +191,7 @@ class magnitude_aware:
         difference = wide(c) - wide(u)
         unit = magnitude(difference, u)
         moved, weak = norm(difference / unit), norm(u / unit)
-        # Beside no null velocity at all every difference is long.
+        # If the null velocity is 0, the ratio is infinite for every difference.
         some = weak > 1e-12
         damped = jnp.exp(-self.damping * moved / jnp.where(some, weak, 1))
         damped = jnp.where(some, damped, 1.0 if self.damping == 0 else 0.0)

@@ -1,4 +1,4 @@
-"""CFG++: the data estimate is guided, and the noise that it is renoised with is not."""
+"""CFG++: guide the data estimate, but not the noise that renoises it."""
 
 from typing import ClassVar
 
@@ -15,9 +15,9 @@ from guidedflow.types import (
     Scale,
     broadcast_null,
     check_number,
-    expand,
     pytree,
-    scale_at,
+    weight_at,
+    wide,
 )
 
 
@@ -40,10 +40,9 @@ class PlusPlus:
         conds = (cond, broadcast_null(self.null, cond))
         both = self.branches(self.model, x, t, conds, at)
         strong, weak = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(2))
-        c, u = strong.velocity, weak.velocity
-        share = expand(jnp.asarray(scale_at(self.scale, at), jnp.float32), x)
-        velocity = (u + share * (c - u)).astype(c.dtype)
-        return strong._replace(velocity=velocity, renoise=u), state
+        c, u = wide(strong.velocity), wide(weak.velocity)
+        velocity = (u + weight_at(self.scale, at, x) * (c - u)).astype(strong.velocity.dtype)
+        return strong._replace(velocity=velocity, renoise=weak.velocity), state
 
     def __call__(self, x: Array, t: Array, cond: Cond) -> Array:
         return self.evaluate((), x, t, cond, t)[0].velocity
@@ -52,21 +51,20 @@ class PlusPlus:
 def plus_plus(
     model: ModelFn, null: Cond, scale: Scale = 0.6, *, branches: Branches = vmapped
 ) -> ModelFn:
-    """CFG++: guide the data estimate between the branches, and renoise it with the null branch.
+    """CFG++: interpolate the data estimate between the branches and renoise it with the null branch.
 
     x_s = alpha_s data(g) + sigma_s noise(u),   g = u + scale (c - u).
 
-    Needs a sampler that renoises: `sample_ddim`, `sample_ddpm` and those built on them. One DDIM step
-    is that of classifier-free guidance with w = scale r / (r - sigma_s), r = alpha_s sigma_t /
-    alpha_t: a scale that falls along the grid. scale = 0 is the null model; scale = 1 takes the
-    conditional model's data, still renoised with the null branch, and so is not the conditional
-    model.
+    It needs a sampler that renoises: `sample_ddim`, `sample_ddpm` and those built on them. One DDIM step
+    equals that of classifier-free guidance with w = scale r / (r - sigma_s), r = alpha_s sigma_t /
+    alpha_t: a scale that falls along the grid. scale = 0 is the null model. scale = 1 is not the
+    conditional model: it takes the conditional data estimate but renoises with the null branch.
 
     Args:
       model, null, branches: as for `classifier_free`.
-      scale: lambda in [0, 1], a number, an array of shape () or (b,), or a schedule of such.
+      scale: lambda in [0, 1], a number, an array of shape () or (b,), or a schedule.
     Raises:
-      ValueError: scale outside [0, 1]; by the sampler, one that does not renoise.
+      ValueError: scale outside [0, 1]. Samplers that do not renoise raise it too.
     Source: Chung et al. 2024 (CFG++), eq. 10 and algorithm 2.
     """
     if not callable(scale):

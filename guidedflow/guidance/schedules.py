@@ -1,6 +1,6 @@
 """Guidance scales that change over t; each is a Scale.
 
-Intervals are 1 where they do not guide, as `classifier_free` has it; a `window` is 0 there.
+Outside its bounds an interval is 1, which is no guidance in `classifier_free`; a `window` is 0.
 """
 
 from collections.abc import Sequence
@@ -35,12 +35,12 @@ class Interval:
 
 
 def interval(scale: Scale, low: float, high: float) -> Interval:
-    """Guide only while low <= t <= high; elsewhere the conditional model alone.
+    """Guide only while low <= t <= high; elsewhere the model is the conditional model.
 
     w(t) = scale on [low, high], 1 outside.
 
-    `low = high` guides at that one time, which a grid may not hold: then it is the conditional model
-    alone. `low = 0, high = 1` guides always. Where w(t) = 1 `classifier_free` evaluates one branch.
+    `low = high` guides at that one time; if the grid does not contain it, nothing is guided.
+    `low = 0, high = 1` guides always. Where w(t) = 1, `classifier_free` evaluates one branch.
 
     Args:
       scale: guidance scale inside the interval, a number or a schedule; 1 is no guidance.
@@ -71,12 +71,12 @@ class SigmaInterval:
 def sigma_interval(scale: Scale, path: Path, low: float, high: float) -> SigmaInterval:
     """Guide only while low < sigma / alpha <= high, the noise level in units of the data.
 
-    w(t) = scale on (low, high], 1 outside. EDM2-XXL on ImageNet-512 is at its best with
+    w(t) = scale on (low, high], 1 outside. The best values for EDM2-XXL on ImageNet-512 are
     (0.28, 1.61] and scale 2.0.
 
     Raises:
       ValueError: scale is not a number, or not 0 <= low <= high.
-    Source: Kynkäänniemi et al. 2024, eq. 5, in sigma as there.
+    Source: Kynkäänniemi et al. 2024, eq. 5, which is in sigma.
     """
     check_scale(scale)
     check_number("low", low, 0)
@@ -108,7 +108,7 @@ def linear(start: float, end: float) -> Ramp:
 
 
 def cosine(start: float, end: float) -> Ramp:
-    """w(t) = start + (end - start) (1 - cos(pi t)) / 2: a ramp that is flat at both ends.
+    """w(t) = start + (end - start) (1 - cos(pi t)) / 2: a ramp with slope 0 at both ends.
 
     Source: Wang et al. 2024, table 1.
     """
@@ -131,12 +131,12 @@ class Window:
 
 
 def window(scale: Scale, low: float, high: float) -> Window:
-    """Push only while low <= t <= high: an interval for scales of which 0 is no guidance.
+    """Guide only while low <= t <= high: an interval for scales where 0 means no guidance.
 
     s(t) = scale on [low, high], 0 outside.
 
     For `perturbed`, `classifier` and `loss_guidance`; skip-layer guidance is usual on [0.01, 0.2].
-    Where s(t) = 0 `perturbed` does not evaluate the disturbed network.
+    Where s(t) = 0, `perturbed` does not evaluate the perturbed network.
 
     Args:
       scale: scale inside the interval, a number or a schedule; 0 is no guidance.
@@ -165,7 +165,7 @@ def power(start: float, end: float, exponent: float = 2.0) -> Power:
 
     Args:
       start, end: scales at the noise and at the data.
-      exponent: positive; above 1 the change comes late, below 1 early.
+      exponent: positive; above 1 most of the change is late, below 1 early.
     Raises:
       ValueError: a number is missing or the exponent is not positive.
     Source: Wang et al. 2024 (analysis of guidance weight schedulers), section 3, monotone schedules.
@@ -197,8 +197,8 @@ def stepwise(times: Sequence[float], scales: Sequence[Scale]) -> Stepwise:
       times: increasing, in [0, 1].
       scales: one more than times; numbers or schedules.
     Raises:
-      ValueError: the counts do not fit, a scale is not a number, or the times do not increase
-        within [0, 1].
+      ValueError: there is not one scale more than times, a scale is not a number, or the times do not
+        increase within [0, 1].
     """
     if len(scales) != len(times) + 1:
         raise ValueError(f"{len(times)} times need {len(times) + 1} scales, got {len(scales)}")

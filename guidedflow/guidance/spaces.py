@@ -1,8 +1,8 @@
-"""The space a method is defined in: data, noise or velocity, with the way there and back.
+"""Applying a method in the space it is defined in (data, noise or velocity), and converting back.
 
-A conversion of predictions is affine at one (x, t), value = p x + q velocity, so a method that moves
-the value by d moves the velocity by d / q. Everything here returns velocities as displacements of the
-ones that came in: a method that changes nothing changes not a bit of them.
+At one (x, t) a conversion of predictions is affine, value = p x + q velocity. A method that changes the
+value by d therefore changes the velocity by d / q. The functions here add such changes to the given
+velocity, so a method that changes nothing returns it bit by bit.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from guidedflow.guidance.extrapolation import Rule
 from guidedflow.paths import Path
 
 MARGIN = 1e-3
-"""Distance from t = 1, and but for data from t = 0, to which times are moved for a conversion."""
+"""Smallest distance from t = 1, and except for data from t = 0, at which a conversion is computed."""
 
 
 def check_space(path: Path | None, space: predictions.Prediction) -> None:
-    """Raise ValueError where `space` is not velocity and no path leads there."""
+    """Raise ValueError if `space` is not velocity and there is no path to convert by."""
     if path is None and space is not predictions.velocity:
         raise ValueError(f"to work on the {space.__name__} prediction, pass the model's path")
 
@@ -28,30 +28,25 @@ def to_space(path: Path | None, space: predictions.Prediction, t: Array) -> tupl
     """Return (p, q) with value = p x + q velocity at one time, finite at both ends."""
     if path is None or space is predictions.velocity:
         return jnp.zeros_like(t), jnp.ones_like(t)
-    # The data estimate is defined at t = 0, the others move nothing there: x is the noise.
+    # The data estimate is defined at t = 0. The others cannot change anything there: x is the noise.
     low = 0.0 if space is predictions.data else MARGIN
     inner = jnp.clip(t, low, 1 - MARGIN)
     return predictions.conversion(path, inner, predictions.velocity, space)
 
 
-def wide(value: Array) -> Array:
-    """Return `value` in float32, or in its own dtype where that is wider."""
-    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
-
-
 @dataclasses.dataclass(frozen=True)
 class in_space:
-    """Apply another rule in another prediction space, and return its result as a velocity.
+    """Apply a rule in another prediction space and convert its result to a velocity.
 
     v = c + (rule(c', u') - c') / q,   c' = p x + q c,   u' = p x + q u.
 
-    A rule whose weights sum to 1, as `Affine` does, is the same in every space; others are not.
+    A rule whose weights sum to 1, such as `Affine`, gives the same result in every space; others do not.
 
     Attributes:
       rule: the rule.
       path: the path of the model.
       space: predictions.data, noise, v, score or velocity.
-    Within 1e-3 of t = 1, and but for data of t = 0, the conversion is read at the nearest time outside.
+    Within 1e-3 of t = 1, and except for data of t = 0, the nearest time outside is used instead.
     """
 
     rule: Rule

@@ -6,150 +6,26 @@ those of the public DiT and SiT checkpoints, with `kernel` for a transposed `wei
 
 import dataclasses
 import math
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from guidedflow.nn.capabilities import Capabilities
-from guidedflow.nn.conditioning import Modulation, check_input, embed_condition
+from guidedflow.nn.conditioning import Modulation, check_input, embed_condition, takes
+from guidedflow.nn.context import Context, mean_token, take_tokens
 from guidedflow.nn.embeddings import grid_positions
-from guidedflow.nn.linear import MLP, Dense
+from guidedflow.nn.linear import Dense
 from guidedflow.nn.operations import XLA, Operations
 from guidedflow.nn.patches import patchify, unpatchify
-from guidedflow.nn.perturbations import blur_tokens, check_perturbation
+from guidedflow.nn.perturbations import check_perturbation
 from guidedflow.nn.stacking import check_remat, rematerialized, run_stack
+from guidedflow.nn.transformer import Block, FinalLayer
+from guidedflow.registry import choose
 from guidedflow.sizes import height_and_width
 
-_ZEROS = nn.initializers.zeros_init()
-
-
-class Attention(nn.Module):
-    """Self-attention over the tokens; the packed projection's features are (q k v), head, d.
-
-    Attributes:
-      heads: number of heads.
-      perturbation: "none"; "identity_attention", each token attends to itself; "blur" of queries.
-      grid, blur_sigma: of the blur.
-      dtype: compute dtype.
-      operations: what computes it.
-    """
-
-    heads: int
-    perturbation: str
-    grid: tuple[int, int]
-    blur_sigma: float
-    dtype: Any
-    operations: Operations
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], active: Array | None) -> Float[Array, "b n d"]:
-        dense = partial(Dense, dtype=self.dtype, operations=self.operations)
-        packed = dense(3 * x.shape[-1], name="qkv")(x)
-
-        def plain() -> Array:
-            return self.operations.self_attention(packed, self.heads)
-
-        def perturbed() -> Array:
-            q, k, v = rearrange(packed, "b n (three h d) -> three b n h d", three=3, h=self.heads)
-            if self.perturbation != "identity_attention":
-                blurred = blur_tokens(q, self.grid, self.blur_sigma)
-                v = self.operations.attention(blurred, k, v)
-            return rearrange(v, "b n h d -> b n (h d)")
-
-        if self.perturbation not in ("identity_attention", "blur"):
-            mixed = plain()
-        elif active is None:
-            mixed = perturbed()
-        else:
-            mixed = jax.lax.cond(active, perturbed, plain)
-        return dense(x.shape[-1], name="proj")(mixed)
-
-
-def _modulation(x: Array | None, c: Array, parts: int, dtype: Any, operations: Operations) -> Array:
-    """Return the modulation b parts·d of condition c, or c itself where it is one already.
-
-    Call it inside a module's compact method, whose `adaLN_modulation` its parameters become.
-    """
-    if x is not None and c.shape[-1] != x.shape[-1]:
-        return c
-    width = parts * c.shape[-1]
-    dense = Dense(width, _ZEROS, dtype=dtype, operations=operations, name="adaLN_modulation")
-    return dense(nn.silu(c))
-
-
-class Block(nn.Module):
-    """A transformer block whose normalisations and residuals are driven by the condition.
-
-    x ← x + gate₁·attention(modulate(normalize(x), shift₁, scale₁)), then the same with the MLP.
-    Gates start at zero, so that a new block is the identity.  Peebles & Xie 2023, figure 3.
-
-    Attributes: those of `Attention`, and `hidden`, the width inside the MLP.
-    """
-
-    heads: int
-    hidden: int
-    perturbation: str
-    grid: tuple[int, int]
-    blur_sigma: float
-    dtype: Any
-    operations: Operations
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"] | None, c: Float[Array, "b _"], active: Array | None
-    ) -> Array:
-        """Return the tokens after the block; without tokens, the modulation b 6·d of condition c.
-
-        `c` is the condition, b d, or its modulation, which is then not computed again.
-        """
-        modulation = _modulation(x, c, 6, self.dtype, self.operations)
-        if x is None:
-            return modulation
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
-        attend = Attention(
-            self.heads,
-            self.perturbation,
-            self.grid,
-            self.blur_sigma,
-            self.dtype,
-            self.operations,
-            name="attn",
-        )
-        normalize = self.operations.adaptive_normalize
-        inner = normalize(x, shift1, scale1).astype(self.dtype)
-        y = x + gate1[:, None, :] * attend(inner, active)
-        inner = normalize(y, shift2, scale2).astype(self.dtype)
-        mlp = MLP(self.hidden, self.dtype, self.operations, name="mlp")
-        y = y + gate2[:, None, :] * mlp(inner)
-        if self.perturbation != "skip":
-            return y
-        return x if active is None else jnp.where(active, x, y)
-
-
-class FinalLayer(nn.Module):
-    """Adaptive normalisation and a product, both zero at first: a new network gives zero."""
-
-    features: int
-    dtype: Any
-    operations: Operations
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n d"] | None, c: Float[Array, "b _"]) -> Array:
-        """Return the patches' values; without tokens, the modulation b 2·d. `c` as in `Block`."""
-        modulation = _modulation(x, c, 2, self.dtype, self.operations)
-        if x is None:
-            return modulation
-        shift, scale = jnp.split(modulation, 2, axis=-1)
-        inner = self.operations.adaptive_normalize(x, shift, scale).astype(self.dtype)
-        dense = Dense(
-            self.features, _ZEROS, dtype=self.dtype, operations=self.operations, name="linear"
-        )
-        return dense(inner)
+INJECTIONS = ("cross_attention", "in_context", "adaptive")
 
 
 class DiT(nn.Module):
@@ -173,6 +49,13 @@ class DiT(nn.Module):
       scalars: names of further numbers that the network takes, as ("scale",) for a student of
         guidance distillation or ("beta",) for guidance-free training; `cond` is then a mapping
         {"label": (b,), "scale": (b,)}.  A number starts out counting for nothing.
+      token_width: width of "tokens" (b, m, token_width), which `cond` then holds, with a "mask" (b, m)
+        of those that count; None for a network without them.
+      inject: how tokens come in, one or more of "cross_attention", after the self-attention of every
+        block and zero at first; "in_context", as further tokens of the sequence; "adaptive", their
+        mean added to the time's embedding, zero at first.
+      vector_width: width of "vector" (b, vector_width), whose projection, zero at first, is added to
+        the time's embedding; None for a network without it.
       time_scale: multiplies the time, and further numbers, before the sinusoids.  Their
         frequencies, 1 down to 1/10000, were made for steps 0 … 999; an unscaled t in [0, 1] moves
         even the fastest by one radian, and nearby times look alike.  1000 here; SiT has 1.
@@ -199,6 +82,9 @@ class DiT(nn.Module):
     num_classes: int | None = None
     double_channels: bool = False
     scalars: tuple[str, ...] = ()
+    token_width: int | None = None
+    inject: tuple[str, ...] = ("cross_attention",)
+    vector_width: int | None = None
     time_scale: float = 1000.0
     dtype: Any = jnp.float32
     operations: Operations = dataclasses.field(default_factory=XLA)
@@ -218,7 +104,19 @@ class DiT(nn.Module):
             raise ValueError(f"width: expected a multiple of 4, got {self.width}")
         check_remat(self.remat)
         check_perturbation(self.perturbation, self.perturb_blocks, self.depth, self.blur_sigma)
+        self._check_injection()
         super().__post_init__()
+
+    def _check_injection(self) -> None:
+        if isinstance(self.inject, str) or not self.inject:
+            raise ValueError(f"inject: expected some of {INJECTIONS}, got {self.inject!r}")
+        for way in self.inject:
+            choose("injection", way, dict.fromkeys(INJECTIONS))
+        if self.perturbation == "blur" and self._injects("in_context"):
+            raise ValueError("perturbation 'blur' is of patches, and in_context adds other tokens")
+
+    def _injects(self, way: str) -> bool:
+        return bool(self.token_width) and way in self.inject
 
     @property
     def size(self) -> tuple[int, int]:
@@ -234,11 +132,13 @@ class DiT(nn.Module):
     def capabilities(self) -> Capabilities:
         """A field whose blocks can be perturbed, its modulations tabulated, its batch cut."""
         rows, (height, width) = self.operations.rows_per_turn, self.grid
+        labelled = not self.token_width and not self.vector_width
         return Capabilities(
+            takes=takes(self.vector_width, self.token_width),
             takes_scalars=True,
-            transformer=True,
+            transformer=labelled,
             perturbed=True,
-            tabulated=bool(self.num_classes) and not self.scalars,
+            tabulated=bool(self.num_classes) and not self.scalars and labelled,
             examples_per_turn=None if rows is None else max(1, rows // (height * width)),
         )
 
@@ -270,26 +170,25 @@ class DiT(nn.Module):
         """
         if not modulations_only:
             check_input(x, t, self.size, self.channels)
+        context = None
         if isinstance(cond, Modulation):
+            if self.token_width:
+                raise ValueError("cond: modulations alone say nothing of the tokens")
             c, last = cond.blocks, cond.last
         else:
-            c = last = embed_condition(
-                t,
-                cond,
-                self.width,
-                self.num_classes,
-                self.scalars,
-                self.time_scale,
-                self.dtype,
-                self.operations,
-            )
-        tokens = None
+            c, context = self._embed(t, cond)
+            last = c
+        tokens = mask = None
         if not modulations_only:
-            embed = Dense(
-                self.width, dtype=self.dtype, operations=self.operations, name="x_embedder"
-            )
+            embed = self._dense("x_embedder")
             tokens = embed(patchify(x, self.patch))
             tokens += jnp.asarray(grid_positions(self.grid, self.width), self.dtype)[None]
+        crossed, before = None, 0
+        if context is not None and tokens is not None:
+            crossed = context if self._injects("cross_attention") else None
+            if self._injects("in_context"):
+                before = context.tokens.shape[1]
+                tokens, mask = _prepend(context, tokens)
         tokens = run_stack(
             self._make_block,
             tokens,
@@ -298,13 +197,41 @@ class DiT(nn.Module):
             scan=self.scan_layers,
             perturbed=self.perturb_blocks if self.perturbation != "none" else (),
             perturbation=self.perturbation,
+            shared=() if context is None else (crossed, mask),
         )
         features = self.patch**2 * self.channels * (2 if self.double_channels else 1)
         final = FinalLayer(features, self.dtype, self.operations, name="final_layer")
         if modulations_only:
             return Modulation(tokens, final(None, last))
-        values = final(tokens, last)
+        values = final(tokens[:, before:], last)
         return unpatchify(values, self.patch, self.grid).astype(x.dtype)
+
+    def _embed(self, t: Array, cond: Any) -> tuple[Array, Context | None]:
+        """Return the condition as a vector, and the tokens at the network's width."""
+        c = embed_condition(
+            t,
+            cond,
+            self.width,
+            self.num_classes,
+            self.scalars,
+            self.time_scale,
+            self.dtype,
+            self.operations,
+            self.vector_width,
+            self.token_width,
+        )
+        if not self.token_width:
+            return c, None
+        context = take_tokens(cond, len(t), self.token_width)
+        if self._injects("adaptive"):
+            zeros = nn.initializers.zeros_init()
+            c += self._dense("mean_embedder", kernel_init=zeros)(mean_token(context))
+        if not self._injects("cross_attention") and not self._injects("in_context"):
+            return c, None
+        return c, Context(self._dense("token_embedder")(context.tokens), context.mask)
+
+    def _dense(self, name: str, **fields: Any) -> nn.Module:
+        return Dense(self.width, dtype=self.dtype, operations=self.operations, name=name, **fields)
 
     def _make_block(self, name: str, perturbation: str) -> nn.Module:
         block = rematerialized(Block, self.remat, self.scan_layers)
@@ -319,3 +246,11 @@ class DiT(nn.Module):
             self.operations,
             name=name,
         )
+
+
+def _prepend(context: Context, tokens: Array) -> tuple[Array, Array | None]:
+    """Return the tokens behind those of the context, and which of all may be attended to."""
+    joined = jnp.concatenate([context.tokens, tokens], axis=1)
+    if context.mask is None:
+        return joined, None
+    return joined, jnp.concatenate([context.mask, jnp.ones(tokens.shape[:2], bool)], axis=1)

@@ -67,7 +67,7 @@ class UNet(nn.Module):
     @property
     def capabilities(self) -> Capabilities:
         """A field that takes further numbers."""
-        return Capabilities(takes_scalars=True)
+        return Capabilities(takes=frozenset({"label", "scalars"}), takes_scalars=True)
 
     @nn.compact
     def __call__(

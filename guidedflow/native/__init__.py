@@ -1,7 +1,7 @@
 """Kernels compiled for this machine's processor: the operations of a network in float32 on a CPU.
 
-Nothing else knows of this folder but one row of `models.kernels.OPERATIONS`, which names
-`operations`; without the two a network has XLA's operations.
+Only one row of `models.kernels.OPERATIONS` refers to this folder; it names `operations`. Without the
+row and the folder, networks use XLA's operations.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ from guidedflow.registry import choose
 __all__ = ["NAMES", "Native", "operations"]
 
 NAMES = ("native", *library.UNITS)
-"""What `operations` takes: the fastest units of the processor, or units by name."""
+"""The names that `operations` takes: "native" for the processor's fastest units, or the name of units."""
 
 
 def operations(name: str, xla: XLA) -> Operations:
-    """Return the operations of the named units where they can run, else `xla`, and say why.
+    """Return the operations of the named units if they can run here; else return `xla` and say why.
 
     Args:
       name: one of `NAMES`.
-      xla: what computes other dtypes, few rows, and everything on another platform.
+      xla: computes other dtypes, inputs with few rows, and everything on other platforms.
     Raises:
       ValueError: an unknown name.
     """
@@ -57,7 +57,7 @@ class Native:
 
     Attributes:
       units: a name of `library.UNITS`.
-      xla: what else computes.
+      xla: computes everything else.
     """
 
     units: str
@@ -69,21 +69,21 @@ class Native:
         return self.units
 
     def attention_name(self, dtype: Any) -> str:
-        """Return which attention runs for this dtype."""
+        """Return the name of the attention that runs for this dtype."""
         name = self.xla.attention_name(dtype)
         return self.units if name == "cpu" and dtype == jnp.float32 else name
 
     @property
     def devices(self) -> int:
-        """One: a mesh would compute a kernel whole on each of its devices."""
+        """One: on a mesh every device would compute the whole kernel."""
         return 1
 
     def over(self, devices: int) -> Operations:
-        """Return XLA's operations where a batch is spread over several devices."""
+        """Return XLA's operations if a batch is spread over several devices."""
         return self if devices == 1 else self.xla.over(devices)
 
     def unfused(self) -> Operations:
-        """Return XLA's operations, which a trace shows whole."""
+        """Return XLA's operations: a trace shows them in full."""
         return self.xla.unfused()
 
     @property
@@ -93,7 +93,7 @@ class Native:
 
     @property
     def rows_per_turn(self) -> int | None:
-        """As XLA's on a CPU."""
+        """The same as for XLA's operations on a CPU."""
         return self.xla.rows_per_turn
 
     @property
@@ -101,33 +101,33 @@ class Native:
         return library.UNITS[self.units].least_rows
 
     def matmul(self, x: Float[Array, "rows d"], kernel: Float[Array, "d k"]) -> Array:
-        """Return x·kernel; with fewer rows than the units' `least_rows`, XLA computes it."""
+        """Return x·kernel; if x has fewer rows than the units' `least_rows`, XLA computes it."""
         if x.dtype != jnp.float32 or len(x) < self._least_rows:
             return self.xla.matmul(x, kernel)
         return native_matmul.multiply(x, kernel, self.units)
 
     def linear(self, x: Array, kernel: Array, bias: Array, gelu: bool = False) -> Array:
-        """Return x·kernel + bias, or with GELU of x for x.
+        """Return x·kernel + bias; with `gelu`, gelu(x)·kernel + bias.
 
-        With fewer rows than the units' `least_rows`, those of an axis under `vmap` among them, only
-        the gradient of kernel and bias is a kernel's.
+        If the input has fewer rows than the units' `least_rows`, counting the rows of a `vmap` axis,
+        only the gradient of kernel and bias runs in a kernel; XLA computes the rest.
         """
         if x.dtype != jnp.float32:
             return self.xla.linear(x, kernel, bias, gelu)
         return native_linear.affine(x, kernel, bias, self.units, gelu, self._least_rows)
 
     def attention(self, q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-        """Attend as XLA does: kernels are for self-attention alone."""
+        """Attend by XLA, because the kernels compute only self-attention."""
         return self.xla.attention(q, k, v, mask)
 
     def self_attention(self, packed: Float[Array, "b n three_h_d"], heads: int) -> Array:
-        """Attend from every token to every token by one program, and by one for its gradient."""
+        """Attend from every token to every token: one kernel, and another for the gradient."""
         if self.attention_name(packed.dtype) != self.units:
             return self.xla.self_attention(packed, heads)
         return native_attention.self_attention(packed, heads, self.units)
 
     def adaptive_normalize(self, x: Array, shift: Array, scale: Array) -> Array:
-        """Return (1 + scale)·normalize(x) + shift by one program, and by one for its gradient."""
+        """Return (1 + scale)·normalize(x) + shift: one kernel, and another for the gradient."""
         dtype = jnp.result_type(x, shift, scale)
         if dtype != jnp.float32:
             return self.xla.adaptive_normalize(x, shift, scale)
@@ -135,9 +135,9 @@ class Native:
         return native_normalization.adaptive_normalize(x, shift, scale, self.units)
 
     def whole(self, parameter: Array) -> Array:
-        """Return the parameter: there are no shards."""
+        """Return the parameter unchanged, because it is not sharded."""
         return parameter
 
     def convolve(self, x: Array, kernel: Array, stride: int) -> Array:
-        """Convolve as XLA does."""
+        """Convolve by XLA."""
         return self.xla.convolve(x, kernel, stride)

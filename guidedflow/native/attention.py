@@ -1,7 +1,7 @@
-"""Self-attention of a packed projection, as one program compiled for this machine's processor.
+"""Self-attention of a packed projection, as one kernel compiled for this machine's processor.
 
-Queries, keys and values as a projection leaves them, one after another in a token's features, are
-what `attention.cc` reads, and in that order it writes their gradient: nothing is copied on the way.
+A projection writes queries, keys and values one after another into a token's features. `attention.cc`
+reads them in this order and writes their gradient in the same order, so nothing is copied.
 """
 
 from functools import partial
@@ -28,11 +28,11 @@ def self_attention(packed: Packed, heads: int, units: str) -> Float[Array, "b n 
     Args:
       packed: float32, features (q k v), head, d of each token.
       heads: h, which divides a third of the features.
-      units: what computes, a name of `library.UNITS`.
+      units: the units that compute it, a name of `library.UNITS`.
     Returns:
       Features head, d of each token.
     Raises:
-      ValueError: features that do not divide, or another dtype.
+      ValueError: the features do not divide into 3 × heads, or the dtype is not float32.
       library.Unavailable: see `library.load`.
     """
     library.load(units)
@@ -46,9 +46,9 @@ def _unfused(packed: Packed, *, heads: int) -> Array:
     return XLA("cpu").self_attention(packed, heads)
 
 
-# Three primitives: attention; its tangent, linear in that of `packed`; and its gradient, the tangent's
-# transpose.  Each of the latter two transposes into the other, and what no program is written for, the
-# tangent and derivatives of second order, is that of `_unfused`.
+# Three primitives: attention; its tangent, which is linear in the tangent of `packed`; and its gradient,
+# the transpose of the tangent.  The last two are transposes of each other.  There is no kernel for the
+# tangent nor for second derivatives; they are computed from `_unfused`.
 _attend = Primitive("guidedflow_attention")
 _tangent = Primitive("guidedflow_attention_tangent")
 _gradient = Primitive("guidedflow_attention_gradient")

@@ -1,4 +1,4 @@
-"""The kernels of `sources/`, compiled for this machine's processor when they are first asked for."""
+"""The kernels of `sources/`, compiled for this machine's processor at their first use."""
 
 import ctypes
 import dataclasses
@@ -39,13 +39,13 @@ _OPTIONS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast"]
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-    """What of a processor the kernels are compiled for.
+    """Units of a processor that the kernels are compiled for.
 
     Attributes:
-      needs: what the processor must say that it has, and the compiler may use.
-      least_rows: with fewer rows than this, XLA's product is the faster: packing the right operand
+      needs: features that the processor must have and the compiler may use.
+      least_rows: if the input has fewer rows, XLA's matmul is faster, because packing the right operand
         takes longer than the kernel saves.
-      options: of the compiler, besides.
+      options: further compiler options.
     """
 
     needs: tuple[str, ...]
@@ -59,7 +59,7 @@ class Units:
 
 
 _AVX512 = ("avx512bw", "avx512dq", "avx512f", "avx512vl")
-# By name, the fastest first: the matrix units, and fused multiply-add on wide or on narrow vectors.
+# By name, the fastest first: matrix units (AMX), then fused multiply-add on wide and on narrow vectors.
 UNITS: Mapping[str, Units] = {
     "amx": Units(("amx_bf16", "amx_tile", "avx512_bf16", *_AVX512), 256, ("-DGUIDEDFLOW_AMX",)),
     "avx512": Units((*_AVX512, "fma"), 512),
@@ -68,11 +68,11 @@ UNITS: Mapping[str, Units] = {
 
 
 class Unavailable(Exception):
-    """This machine cannot have the program; the message says why."""
+    """The kernels cannot be built or run on this machine; the message says why."""
 
 
 def processor_units() -> set[str]:
-    """Return the units that the processor says it has, empty where it cannot be asked."""
+    """Return the features that the processor reports; empty if they cannot be read."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -82,17 +82,17 @@ def processor_units() -> set[str]:
 
 
 def target(name: str, units: str) -> str:
-    """Return the name by which JAX knows a kernel compiled for these units."""
+    """Return the name under which a kernel for these units is registered in JAX."""
     return f"{name}_{units}"
 
 
 def load(units: str) -> None:
-    """Compile the kernels for a name of UNITS, unless the user's cache folder holds them, and make
-    them known to JAX.
+    """Compile the kernels for a name of UNITS, unless the user's cache folder has them, and register
+    them in JAX.
 
     Raises:
       Unavailable: the processor lacks the units, there is no C++ compiler ($CXX, or c++), or it
-        refuses; a process finds that out once.
+        fails. A process tries only once.
     """
     if hindrance := find_hindrance(units):
         raise Unavailable(hindrance)
@@ -100,7 +100,7 @@ def load(units: str) -> None:
 
 @functools.cache
 def find_hindrance(units: str) -> str:
-    """Return why `load` cannot, or nothing once it has."""
+    """Return the reason why `load` fails, or an empty string if it succeeds."""
     missing = sorted(set(UNITS[units].needs) - processor_units())
     if platform.machine() != "x86_64" or missing:
         return f"the processor has no {', '.join(missing) or 'x86-64 instructions'}"
@@ -115,7 +115,7 @@ def find_hindrance(units: str) -> str:
 
 
 def _compiled(units: str) -> Path:
-    """Return the compiled kernels, made where they are missing: whole or not at all."""
+    """Return the file of the compiled kernels, and compile it first if it is missing."""
     options = UNITS[units].compiler_options()
     parts = [path.read_bytes() for path in _READ] + [repr(options).encode()]
     parts.append(importlib.metadata.version("jaxlib").encode())

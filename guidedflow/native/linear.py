@@ -1,7 +1,7 @@
-"""A layer and its gradient by kernels compiled for this machine's processor, as primitives of JAX.
+"""A linear layer and its gradient by kernels compiled for this machine's processor, as JAX primitives.
 
-What is done beside a product is done while its part of it is in cache: GELU of the layer's argument,
-which is never written to memory; the bias; and the sums of the cotangent, the bias's gradient.
+The kernels also apply GELU to the layer's input, add the bias, and sum the cotangent for the gradient of
+the bias. They do so block by block while the data is in cache; GELU's result is not written to memory.
 """
 
 from functools import partial
@@ -26,19 +26,20 @@ def affine(
     gelu: bool = False,
     least_rows: int = 0,
 ) -> Float[Array, "m n"]:
-    """Return x·kernel + bias, or with GELU of x for x.
+    """Return x·kernel + bias; with `gelu`, gelu(x)·kernel + bias.
 
-    The hyperbolic-tangent form of GELU, Hendrycks & Gimpel 2016, section 2.  Differentiable to every
-    order, forwards and backwards; `vmap` folds an axis of `x` alone.  Under a mesh as `multiply` is.
+    GELU has its hyperbolic-tangent form, Hendrycks & Gimpel 2016, section 2.  The layer is
+    differentiable to every order, in forward and reverse mode.  If `vmap` maps only `x`, its axis is
+    folded into the rows.  On a mesh it behaves like `multiply`.
 
     Args:
       x, kernel, bias: float32.
-      units: what computes, a name of `library.UNITS`.
-      gelu: whether x passes through GELU first.
-      least_rows: with fewer, those of an axis under `vmap` among them, XLA computes the layer and
-        its gradient of x; that of kernel and bias the kernel always does.
+      units: the units that compute it, a name of `library.UNITS`.
+      gelu: whether GELU is applied to x first.
+      least_rows: if x has fewer rows, counting the rows of a `vmap` axis, XLA computes the layer and
+        the gradient of x. The gradient of kernel and bias always runs in a kernel.
     Raises:
-      ValueError: other dtypes or ranks, or shapes that do not go together.
+      ValueError: other dtypes or ranks, or shapes that do not match.
       library.Unavailable: see `library.load`.
     """
     library.load(units)
@@ -48,14 +49,15 @@ def affine(
     return _layer.bind(*alike(x, kernel, bias), units=units, gelu=gelu, least_rows=least_rows)
 
 
-# Two primitives: the layer, and the gradient of its kernel and bias.  The layer is linear in these two
-# and the gradient is its transpose; the gradient is linear in the cotangent and the layer is its.
+# Two primitives: the layer, and the gradient of its kernel and bias.  The layer is linear in kernel and
+# bias, and the gradient is its transpose.  The gradient is linear in the cotangent, and the layer is the
+# transpose of the gradient.
 _layer = Primitive("guidedflow_affine")
 _gradient = Primitive("guidedflow_affine_gradient")
 _gradient.multiple_results = True
 
 
-# ---- what they are ----
+# ---- definitions ----
 
 
 def _times(x: Array, kernel: Array, units: str, least_rows: int) -> Array:
@@ -90,11 +92,11 @@ def _gradient_result(x: Any, cotangent: Any, **_: Any) -> list[Any]:
     return [reshaped(x, (x.shape[1], n)), reshaped(x, (n,))]
 
 
-# ---- their derivatives ----
+# ---- derivatives ----
 
 
 def _activated(x: Array, dx: Any, gelu: bool) -> tuple[Array, Any]:
-    """Return what is multiplied, x or GELU of it, and its tangent."""
+    """Return the left operand of the matmul, x or gelu(x), and its tangent."""
     if not gelu:
         return x, dx
     if type(dx) is ad.Zero:
@@ -147,7 +149,7 @@ def _gradient_transposed(cts: Any, x: Array, _: Any, **params: Any) -> list[Any]
 
 
 def _layer_mapped(operands: Any, axes: Any, **params: Any) -> tuple[Array, int]:
-    """Make one axis of the mapped one and the rows, where `x` alone is mapped."""
+    """Fold the mapped axis into the rows if only `x` is mapped."""
     if axes[1:] != (None, None):
         return jax.vmap(partial(_layer_unfused, **params), axes)(*operands), 0
     x = jnp.moveaxis(operands[0], axes[0], 0)

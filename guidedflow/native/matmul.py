@@ -1,16 +1,16 @@
-"""A float32 product by a kernel compiled for this machine's processor, as a primitive of JAX.
+"""A float32 matmul by a kernel compiled for this machine's processor, as a JAX primitive.
 
-On the matrix units (AMX) of some x86-64 processors, which multiply bfloat16 and add in float32, each
-number is split into three bfloat16 of falling size, a = a₀ + a₁ + a₂ to all 24 bits, and
+The matrix units (AMX) of some x86-64 processors multiply bfloat16 numbers and add in float32. There each
+number is split into three bfloat16 numbers of falling size, a = a₀ + a₁ + a₂ to all 24 bits, and
 
-  a·b ≈ a₀b₀ + a₁b₀ + a₂b₀ + a₀b₁ + a₁b₁ + a₀b₂,
+  a·b ≈ a₀b₀ + a₁b₀ + a₂b₀ + a₀b₁ + a₁b₁ + a₀b₂.
 
-whose left-out terms are below float32's rounding (`sources/tiles.h`).  Elsewhere it is one fused
-multiply-add after another, on vectors as wide as the processor's (`sources/lanes.h`).  There products
-of at least 128 rows, 128 columns and 64 terms take seven multiplications for eight, by Winograd's form
-of Strassen's algorithm (`sources/strassen.h`): their error is about twice that of a plain float32
-product, and relative to the larger of two neighbouring rows and of the columns multiplied together,
-not to each number's own terms.
+The terms left out are below float32's rounding (`sources/tiles.h`).  Other processors use fused
+multiply-add on their widest vectors (`sources/lanes.h`).  On these, a matmul of at least 128 rows, 128
+columns and 64 terms takes seven multiplications instead of eight, by Winograd's form of Strassen's
+algorithm (`sources/strassen.h`).  Its error is about twice that of a plain float32 matmul.  The error is
+relative to the larger of two neighbouring rows and of the columns multiplied together, not to the terms
+of each number alone.
 """
 
 from functools import partial
@@ -33,19 +33,20 @@ def multiply(
     transpose_x: bool = False,
     transpose_y: bool = False,
 ) -> Float[Array, "*stack m n"]:
-    """Return the product of two matrices, or of two stacks of them entry by entry.
+    """Return the matmul of two matrices, or of two stacks of matrices pair by pair.
 
-    Differentiable to every order, forwards and backwards; `vmap` folds an axis of `x` alone into its
-    rows and makes stacks of any other.  Infinite entries may give NaN, on vectors also in the row beside
-    theirs; on the matrix units numbers below 1e-38 count as 0.  Partitioned by a mesh it is
-    computed whole on every device; under `shard_map` and `pmap` it is not.
+    It is differentiable to every order, in forward and reverse mode.  If `vmap` maps only `x`, its axis
+    is folded into the rows; otherwise the mapped axis becomes a stack.  Infinite entries may give NaN, on
+    vectors also in the neighbouring row; on the matrix units numbers below 1e-38 count as 0.  If the
+    program is partitioned over a mesh, every device computes the whole matmul; under `shard_map` and
+    `pmap` each computes its part.
 
     Args:
       x, y: float32, of rank 2, or both of rank 3.
-      units: what computes, a name of `library.UNITS`.
-      transpose_x, transpose_y: whether the last two axes of an operand are read the other way round.
+      units: the units that compute it, a name of `library.UNITS`.
+      transpose_x, transpose_y: whether the last two axes of an operand are swapped.
     Raises:
-      ValueError: other dtypes or ranks, or shapes that do not go together.
+      ValueError: other dtypes or ranks, or shapes that do not match.
       library.Unavailable: see `library.load`.
     """
     library.load(units)
@@ -54,8 +55,8 @@ def multiply(
 
 
 def alike(*operands: Array) -> list[Array]:
-    """Return operands that vary over the same axes of a mesh, under `shard_map`: what one lacks is
-    cast, and the cast's transpose adds its gradient up over the devices."""
+    """Return operands that vary over the same mesh axes under `shard_map`. An operand that lacks an axis
+    is cast; the transpose of the cast sums its gradient over the devices."""
     axes = [frozenset(jax.typeof(x).manual_axis_type.varying) for x in operands]
     union = frozenset().union(*axes)
     return [
@@ -81,14 +82,14 @@ def reshaped(aval: Any, shape: tuple[int, ...]) -> Any:
 
 
 def call_kernel(name: str, result: Any, *operands: Array, units: str, **attributes: Any) -> Any:
-    """Return what a kernel makes of the operands: arrays of the types that `result` says of theirs."""
+    """Call a kernel; `result` computes the types of its results from the types of the operands."""
     made = result(*map(jax.typeof, operands), units=units, **attributes)
     shapes = jax.tree.map(lambda aval: jax.ShapeDtypeStruct(aval.shape, aval.dtype), made)
     return jax.ffi.ffi_call(library.target(name, units), shapes)(*operands, **attributes)
 
 
 def merged(primitive: Primitive, operands: Any, axes: Any, **params: Any) -> tuple[Any, Any]:
-    """Map by making one batch of the mapped axis and the examples."""
+    """Batching rule: fold the mapped axis into the batch of examples."""
     size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
     stacks = (batching.bdim_at_front(v, axis, size) for v, axis in zip(operands, axes, strict=True))
     flat = (v.reshape(size * v.shape[1], *v.shape[2:]) for v in stacks)

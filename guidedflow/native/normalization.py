@@ -1,7 +1,7 @@
 """Adaptive layer normalisation and its gradient by kernels compiled for this machine's processor.
 
-Each is one pass over the tokens, and the gradient computes their means and variances again: nothing
-but the arguments is kept for it.
+Each is one pass over the tokens. The gradient computes the means and variances again, so only the
+arguments are kept for it.
 """
 
 from functools import partial
@@ -29,15 +29,15 @@ def adaptive_normalize(
 
     (x − mean)/√(variance + ε)·(1 + scale) + shift.   Peebles & Xie 2023, section 3.2.
 
-    Differentiable to every order, forwards and backwards; `vmap` makes a larger batch.  Under a mesh
-    as `native_product.multiply` is.
+    It is differentiable to every order, in forward and reverse mode; `vmap` makes a larger batch.  On a
+    mesh it behaves like `matmul.multiply`.
 
     Args:
       x, shift, scale: float32.
-      units: what computes, a name of `library.UNITS`.
+      units: the units that compute it, a name of `library.UNITS`.
       epsilon: ε > 0.
     Raises:
-      ValueError: other dtypes, or shapes that do not go together.
+      ValueError: other dtypes, or shapes that do not match.
       library.Unavailable: see `library.load`.
     """
     library.load(units)
@@ -49,10 +49,10 @@ def adaptive_normalize(
     return _normalize.bind(*alike(x, shift, scale), units=units, epsilon=np.float32(epsilon))
 
 
-# Three primitives: normalisation; its tangent, linear in those of x, shift and scale; and its gradient,
-# the tangent's transpose.  Each of the latter two transposes into the other, and what no program is
-# written for, the tangent and derivatives of second order, is that of `_unfused`.  No derivative depends
-# on the shift: scale stands in for it.
+# Three primitives: normalisation; its tangent, which is linear in the tangents of x, shift and scale; and
+# its gradient, the transpose of the tangent.  The last two are transposes of each other.  There is no
+# kernel for the tangent nor for second derivatives; they are computed from `_unfused`.  No derivative
+# depends on the shift, so scale is passed in its place.
 _normalize = Primitive("guidedflow_normalize")
 _tangent = Primitive("guidedflow_normalize_tangent")
 _gradient = Primitive("guidedflow_normalize_gradient")

@@ -12,17 +12,17 @@ from guidedflow.nn.operations import XLA, Operations
 
 
 class Convolution(nn.Module):
-    """Convolution with an odd square kernel, zeros around the image.
+    """Convolution with an odd square kernel and zero padding.
 
     y_{ij} = Σ_{pq} kernel_{pq}·x_{stride·i+p−side//2, stride·j+q−side//2} + bias.
 
     Attributes:
       features: channels of the result.
-      dtype: of the products and of the result.
+      dtype: compute dtype, also of the result.
       stride: 1 keeps the size, 2 halves it.
-      kernel_init: of the float32 parameter `kernel`, (side, side, c, features).
-      side: of the kernel, 3 by default; odd.
-      operations: what computes it.
+      kernel_init: initialiser of the float32 parameter `kernel`, (side, side, c, features).
+      side: side of the kernel, 3 by default; odd.
+      operations: computes it.
     """
 
     features: int

@@ -1,4 +1,4 @@
-"""Numbers, classes and positions as vectors, in the layouts of the public DiT checkpoints."""
+"""Embeddings of numbers, classes and positions, in the layouts of the public DiT checkpoints."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ def sinusoids(value: Float[Array, " b"], half: int = FREQUENCIES) -> Float[Array
     (cos(ω_i·v), sin(ω_i·v)) with ω_i = 10000^(−i/half), i = 0 … half − 1; float32.
 
     Args:
-      value: any real number; the frequencies are made for 0 … 1000.
+      value: any real number; the frequencies suit the range 0 … 1000.
       half: number of frequencies; the result has twice as many values.
     Source: Vaswani et al. 2017, section 3.5, with the spacing (half, not half − 1) and the order of
       Peebles & Xie 2023.
@@ -34,14 +34,14 @@ def sinusoids(value: Float[Array, " b"], half: int = FREQUENCIES) -> Float[Array
 
 
 class ScalarEmbedding(nn.Module):
-    """One number an example as a vector: W₂·silu(W₁·sinusoids(factor·value)).
+    """Embeds one number per example: W₂·silu(W₁·sinusoids(factor·value)).
 
     Attributes:
-      width: of the result.
-      factor: multiplies the number first, see `DiT.time_scale`.
-      last_init: initialiser of W₂; zeros make the number count for nothing at first.
+      width: width of the result.
+      factor: factor of the number, see `DiT.time_scale`.
+      last_init: initialiser of W₂; with zeros the number has no effect at first.
       dtype: compute dtype of the two layers; the sinusoids are float32.
-      operations: what computes them.
+      operations: computes the layers.
     """
 
     width: int
@@ -59,15 +59,15 @@ class ScalarEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """A row of a learned table for each class and one more, the last, for no class.
+    """A learned table with one row per class; the last row is the null class.
 
-    A label outside [0, num_classes] gives NaN, so that it shows; it never stands for another class.
+    A label outside [0, num_classes] gives NaN, so the mistake shows. It never selects another class.
 
     Attributes:
-      num_classes: classes; the null class is the row of this index.
-      width: of a row.
-      dtype: of the result.
-      operations: what gathers the table.
+      num_classes: number of classes; the null class is the row with this index.
+      width: width of a row.
+      dtype: dtype of the result.
+      operations: gathers the table.
     """
 
     num_classes: int
@@ -85,13 +85,13 @@ class LabelEmbedding(nn.Module):
 
 
 def grid_positions(grid: tuple[int, int], width: int) -> Float[np.ndarray, "n width"]:
-    """Fixed positions of a grid of tokens, in rows from the top left.
+    """Fixed position embeddings of a grid of tokens, in rows from the top left.
 
     (p(column), p(row)) with p(u) = (sin(ω_i·u), cos(ω_i·u)), ω_i = 10000^(−i/(width/4)).
 
     Args:
-      grid: tokens in a column, tokens in a row.
-      width: divisible by 4.
+      grid: number of tokens in a column and in a row.
+      width: width of the result, divisible by 4.
     Raises:
       ValueError: the width is not divisible by 4.
     Source: Peebles & Xie 2023 and their checkpoints' `pos_embed`: the column comes first.

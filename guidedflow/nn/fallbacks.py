@@ -1,4 +1,4 @@
-"""What this process falls back to, said once."""
+"""Warnings about fallbacks, each given once per process."""
 
 import functools
 import logging
@@ -8,5 +8,5 @@ _log = logging.getLogger(__name__)
 
 @functools.cache
 def say_once(message: str) -> None:
-    """Warn of a fallback, the first time alone."""
+    """Warn of a fallback, only the first time."""
     _log.warning(message)

@@ -15,7 +15,7 @@ Initializer = Callable[..., Array]
 
 
 class Dense(nn.Module):
-    """y = x·kernel + bias over the last axis, as one product of two matrices.
+    """y = x·kernel + bias over the last axis, as one matmul.
 
     All leading axes are folded into rows first.
 
@@ -25,6 +25,7 @@ class Dense(nn.Module):
       dtype: of the product and of the result.
       operations: what computes it; by default XLA for what is attached.
       gelu: whether x passes through GELU, in its hyperbolic-tangent form, first.
+      use_bias: whether there is a bias; `gelu` needs one.
     """
 
     features: int
@@ -33,19 +34,23 @@ class Dense(nn.Module):
     dtype: Any = jnp.float32
     operations: Operations = dataclasses.field(default_factory=XLA)
     gelu: bool = False
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows k"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        operands = rows, kernel.astype(self.dtype), bias.astype(self.dtype)
-        y = self.operations.linear(*operands, self.gelu)
+        operands = rows, kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+            y = self.operations.linear(*operands, bias.astype(self.dtype), self.gelu)
+        else:
+            y = self.operations.matmul(*operands)
         return y.reshape(*x.shape[:-1], self.features)
 
 
 class MLP(nn.Module):
-    """y = W₂·gelu(W₁·x), the hyperbolic-tangent form of GELU, as DiT has it.
+    """y = W₂·gelu(W₁·x) with the hyperbolic-tangent form of GELU, as in DiT.
 
     Attributes:
       hidden: width between the two layers.

@@ -1,4 +1,4 @@
-"""A batch evaluated a few examples at a time, so that what lies between two products stays in cache."""
+"""Micro-batching: a few examples are evaluated at a time, so that activations stay in cache."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ class InGroups:
             return self.model(x, t, cond)
         check_batch("cond", cond, batch)
 
-        # A group takes every n-th example, so that it is spread over devices as the batch is.
+        # A micro-batch takes every n-th example, so it is spread over devices like the batch.
         def split(leaf: Array) -> Array:
             return jnp.swapaxes(
                 jnp.reshape(leaf, (size, batch // size, *jnp.shape(leaf)[1:])), 0, 1
@@ -36,16 +36,16 @@ class InGroups:
 
 
 def in_groups(model: ModelFn, size: int) -> ModelFn:
-    """Evaluate a model on `size` examples after another, in a loop within the compiled program.
+    """Evaluate a model on `size` examples at a time, in a loop within the compiled program.
 
-    The same function, to rounding. On a CPU a transformer's activations of a large batch leave the
-    caches between one product and the next; a group's stay. Guided by `classifier_free`, one turn of
-    the loop evaluates `size` examples under every branch. On accelerators it only costs.
+    The result is the same up to rounding. On a CPU the activations of a large batch do not fit in the
+    caches between one matmul and the next; those of a micro-batch do. With `classifier_free`, one turn of
+    the loop evaluates `size` examples for every branch. On accelerators the loop only costs time.
 
     Args:
       model: a model function without state.
-      size: examples in a group, at least 1; the batch is evaluated whole where no divisor of it lies
-        between half of `size` and `size`.
+      size: examples per micro-batch, at least 1. If the batch has no divisor between half of `size`
+        and `size`, it is evaluated whole.
     Raises:
       ValueError: size is not a whole number of at least 1.
     """
@@ -55,7 +55,7 @@ def in_groups(model: ModelFn, size: int) -> ModelFn:
 
 
 def group_of(batch: int, size: int) -> int:
-    """Return the examples a turn: the largest divisor of `batch` up to `size`, or all of it."""
+    """Return the examples per micro-batch: the largest divisor of `batch` up to `size`, or all of it."""
     if batch <= size:
         return batch
     best = max(divisor for divisor in range(1, size + 1) if batch % divisor == 0)
@@ -63,25 +63,25 @@ def group_of(batch: int, size: int) -> int:
 
 
 def for_device(model: ModelFn, network: Any) -> ModelFn:
-    """Return `model` in the groups that suit the network's device, or whole.
+    """Return `model`, evaluated in micro-batches if that suits the network's device.
 
     Args:
       model: a network as a model function.
-      network: the network itself, whose capabilities say how many examples a turn.
+      network: the network itself; its capabilities give the examples per micro-batch.
     """
     rows = capabilities(network).examples_per_turn
     return model if rows is None else in_groups(model, rows)
 
 
 def micro_batches_for_device(network: Any, batch: int) -> int:
-    """Return into how many equal parts a training step cuts the `batch` that one device holds.
+    """Return the number of equal micro-batches of a training step on one device.
 
-    On a CPU each part has about 1024 tokens and its gradient is taken on its own, so that nothing
-    but the gradients' sum is kept from one to the next; on accelerators there is one part.
+    On a CPU each micro-batch has about 1024 tokens. Its gradient is computed separately, so that only
+    the sum of the gradients is kept from one to the next. On accelerators there is one micro-batch.
 
     Args:
-      network: the network itself, whose capabilities say how many examples a turn.
-      batch: examples.
+      network: the network itself; its capabilities give the examples per micro-batch.
+      batch: examples on one device.
     """
     rows = capabilities(network).examples_per_turn
     return 1 if rows is None else batch // group_of(batch, rows)

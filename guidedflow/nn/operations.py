@@ -1,8 +1,8 @@
-"""The operations that networks spend their time in, behind one object that a network is given.
+"""The expensive operations of networks, as methods of one object that every network is given.
 
 A network calls `linear`, `attention`, `self_attention`, `adaptive_normalize` and `convolve` of the
-object in its field `operations` and knows nothing of devices. `XLA` leaves them to XLA's compiler, in
-the form that suits a platform; another object with the same methods takes its place.
+object in its field `operations`, and contains no code for devices. `XLA` writes them for XLA's compiler in
+the form that suits the platform. Another object with the same methods can replace it.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ from guidedflow.nn.normalization import modulate, normalize
 from guidedflow.nn.vmapped_rows import fold_mapped
 from guidedflow.target import attached, check_platform
 
-# Measured on two cores with DiT-S/2: of 256 to 4096 token rows a turn, 1024 gave the most evaluations.
+# Measured with DiT-S/2 on two cores: of 256 to 4096 token rows per micro-batch, 1024 was fastest.
 CPU_ROWS = 1024
 
 
 class Operations(Protocol):
-    """What a network calls. An implementation is frozen and compares by value, since jit keys on it.
+    """The operations that a network calls. An implementation is frozen and compares by value, for `jit`.
 
     Attributes:
-      name: "xla", or of kernels.
+      name: "xla", or the name of the kernels.
       platform: "cpu", "gpu" or "tpu".
-      devices: how many devices a batch is spread over.
-      rows_per_turn: token rows that are best evaluated together, or None for the whole batch.
+      devices: number of devices that a batch is spread over.
+      rows_per_turn: token rows per micro-batch that run fastest, or None for the whole batch.
     """
 
     @property
@@ -51,7 +51,7 @@ class Operations(Protocol):
         """Return the operations for a batch that is spread over so many devices, to draw with."""
 
     def unfused(self) -> "Operations":
-        """Return operations that a trace shows whole: no fused attention, no kernels."""
+        """Return operations that a trace shows in full: no fused attention, no kernels."""
 
     def linear(
         self,
@@ -60,7 +60,7 @@ class Operations(Protocol):
         bias: Float[Array, " k"],
         gelu: bool = False,
     ) -> Float[Array, "rows k"]:
-        """Return x·kernel + bias, or with GELU (hyperbolic-tangent form) of x for x."""
+        """Return x·kernel + bias; with `gelu`, gelu(x)·kernel + bias (hyperbolic-tangent form)."""
 
     def matmul(self, x: Float[Array, "rows d"], kernel: Float[Array, "d k"]) -> Array:
         """Return x·kernel."""
@@ -75,13 +75,13 @@ class Operations(Protocol):
         """Attend from every token to every token; features in order (q k v), head, d."""
 
     def adaptive_normalize(self, x: Array, shift: Array, scale: Array) -> Array:
-        """Return (1 + scale)·normalize(x) + shift, tokens normalised over their features."""
+        """Return (1 + scale)·normalize(x) + shift; tokens are normalised over their features."""
 
     def convolve(self, x: Array, kernel: Array, stride: int) -> Array:
-        """Convolve b h w c with an odd square kernel, zeros around the image."""
+        """Convolve b h w c with an odd square kernel and zero padding."""
 
     def whole(self, parameter: Array) -> Array:
-        """Return a parameter as a computation needs it, gathered where a mesh has it in shards."""
+        """Return the whole parameter; if it is sharded over a mesh, it is gathered first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +91,11 @@ class XLA:
     Attributes:
       platform: "cpu", "gpu" (or "cuda") or "tpu"; by default what is attached when it is made.
       attention_backend: see `nn.attention.pick`.
-      devices: how many devices a batch is spread over; an axis that `vmap` adds is then not folded
-        into the rows, which would tear them from their devices.
-      mesh: in training, the mesh that the batch is spread over, on all its axes. Rows then stay where
-        they are, and parameters are gathered where they are used: what moves between devices is
-        parameters and their gradients, never activations.
+      devices: number of devices that a batch is spread over. If there are several, an axis that `vmap`
+        adds is not folded into the rows, because this would move rows between devices.
+      mesh: in training, the mesh whose axes the batch is spread over. Rows then stay on their devices,
+        and parameters are gathered for use. Parameters and their gradients move between devices,
+        activations never.
     Raises:
       ValueError: an unknown platform or backend.
     """
@@ -130,22 +130,22 @@ class XLA:
 
     @property
     def rows_per_turn(self) -> int | None:
-        """About 1024 rows on a CPU, whose caches then hold what lies between two products."""
+        """About 1024 rows on a CPU, so that the activations between two matmuls fit in its caches."""
         return CPU_ROWS * self.devices if self.platform == "cpu" else None
 
     @property
     def _folds(self) -> bool:
-        # Accelerators' compilers fold a mapped axis themselves.
+        # The compilers for accelerators fold a mapped axis themselves.
         return self.platform == "cpu" and self.devices == 1 and self.mesh is None
 
     def whole(self, parameter: Array) -> Array:
-        """Return a parameter as a computation needs it, gathered where the mesh has it in shards."""
+        """Return the whole parameter; if it is sharded over the mesh, it is gathered first."""
         if self.mesh is None:
             return parameter
         return jax.lax.with_sharding_constraint(parameter, NamedSharding(self.mesh, P()))
 
     def _in_place(self, x: Float[Array, "rows *d"]) -> Array:
-        """Keep rows on their devices, where they divide over them."""
+        """Keep rows on their devices, if the number of rows divides over the devices."""
         if self.mesh is None or x.shape[0] % self.mesh.size:
             return x
         rows = P(self.mesh.axis_names, *(None for _ in x.shape[1:]))
@@ -164,7 +164,7 @@ class XLA:
         bias: Float[Array, " k"],
         gelu: bool = False,
     ) -> Float[Array, "rows k"]:
-        """Return x·kernel + bias, or with GELU of x for x."""
+        """Return x·kernel + bias; with `gelu`, gelu(x)·kernel + bias."""
         return self.matmul(recomputed_gelu(x) if gelu else x, kernel) + self.whole(bias)[None]
 
     def attention(self, q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
@@ -179,15 +179,15 @@ class XLA:
     def adaptive_normalize(
         self, x: Float[Array, "b n d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]
     ) -> Float[Array, "b n d"]:
-        """Return (1 + scale)·normalize(x) + shift; a derivative keeps the arguments alone."""
+        """Return (1 + scale)·normalize(x) + shift; only the arguments are kept for a derivative."""
         return _recomputed_normalize(x, shift, scale)
 
     def convolve(self, x: Array, kernel: Array, stride: int) -> Array:
-        """Convolve b h w c with an odd square kernel, zeros around the image.
+        """Convolve b h w c with an odd square kernel and zero padding.
 
-        On a CPU it runs as one product of matrices over gathered neighbourhoods: XLA's CPU
-        convolutions take some 25 times as long for the gradient of the kernel inside a loop, where
-        gradient accumulation puts it, and products fold an axis that `vmap` adds.
+        On a CPU it is one matmul over gathered neighbourhoods, for two reasons. Gradient accumulation
+        computes the kernel's gradient inside a loop, and there XLA's CPU convolution takes about 25
+        times as long. A matmul can also fold an axis that `vmap` adds.
         """
         side, features = kernel.shape[0], kernel.shape[-1]
         if self._folds:
@@ -200,8 +200,8 @@ class XLA:
         return self._in_place(convolution(self._in_place(x), self.whole(kernel)))
 
 
-# A derivative computes element by element what lies between two products again, from what the first
-# one gave: on a CPU that is faster than keeping the parts.
+# For a derivative, the elementwise work between two matmuls is computed again from the result of the
+# first. On a CPU this is faster than keeping the intermediate results.
 recomputed_gelu = jax.checkpoint(functools.partial(jax.nn.gelu, approximate=True))
 
 
@@ -213,7 +213,7 @@ def _recomputed_normalize(
 
 
 def _cpu_matmul(x: Float[Array, "rows d"], kernel: Float[Array, "d k"]) -> Float[Array, "rows k"]:
-    # XLA's CPU compiler has fast 16-bit products (AMX) only for those that end in float32.
+    # XLA's CPU compiler has a fast 16-bit matmul (AMX) only if the result is float32.
     dtype: Any = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.matmul(x, kernel, preferred_element_type=dtype).astype(x.dtype)
 
@@ -230,7 +230,7 @@ def _convolution(x: Array, kernel: Array, *, stride: int) -> Array:
     )
 
 
-# JAX itself would merge an axis that `vmap` adds before the batch, and so tear one that is spread.
+# JAX itself would merge an axis that `vmap` adds before the batch, and so move a batch between devices.
 _convolutions = {
     stride: fold_mapped(functools.partial(_convolution, stride=stride), (True, False), behind=True)
     for stride in (1, 2)
@@ -238,7 +238,7 @@ _convolutions = {
 
 
 def _neighbourhoods(x: Float[Array, "b h w c"], side: int, stride: int) -> Array:
-    """Gather the side×side places around every output place, b i j side²·c."""
+    """Gather the side×side neighbourhood of every output position, b i j side²·c."""
     height, width = x.shape[1:3]
     around = (side // 2, side // 2)
     padded = jnp.pad(x, ((0, 0), around, around, (0, 0)))

@@ -1,7 +1,7 @@
-"""What can be done to chosen transformer blocks to make the weak network that guidance needs.
+"""Perturbations of transformer blocks, which make the weak network that guidance extrapolates from.
 
 Perturbed attention (Ahn et al. 2024), skip layer (Stable Diffusion 3.5) and smoothed energy
-guidance (Hong 2024) extrapolate from a network with disturbed blocks and the same parameters.
+guidance (Hong 2024) extrapolate from a network with some perturbed blocks and the same parameters.
 """
 
 import math
@@ -15,10 +15,10 @@ PERTURBATIONS = ("none", "identity_attention", "skip", "blur")
 
 
 def check_perturbation(name: str, blocks: tuple[int, ...], depth: int, sigma: float) -> None:
-    """Refuse a perturbation that the network cannot have.
+    """Check a perturbation.
 
     Raises:
-      ValueError: an unknown name, a block outside [0, depth), or a blur that is not positive.
+      ValueError: the name is unknown, a block is outside [0, depth), or the blur is not positive.
     """
     choose("perturbation", name, dict.fromkeys(PERTURBATIONS))
     for block in blocks:
@@ -31,15 +31,15 @@ def check_perturbation(name: str, blocks: tuple[int, ...], depth: int, sigma: fl
 def blur_tokens(
     x: Float[Array, "b n h d"], grid: tuple[int, int], sigma: float
 ) -> Float[Array, "b n h d"]:
-    """Gaussian blur over the 2-d grid that the tokens come from.
+    """Gaussian blur of tokens over their 2-d grid.
 
-    x'_i = Σ_j g_ij·x_j with g_ij ∝ exp(−distance²/(2σ²)), Σ_j g_ij = 1 over the tokens there are.
+    x'_i = Σ_j g_ij·x_j with g_ij ∝ exp(−distance²/(2σ²)), Σ_j g_ij = 1 over all tokens of the grid.
 
     Args:
-      x: one vector a token and head, tokens in rows from the top left.
-      grid: tokens in a column, tokens in a row.
+      x: one vector per token and head; tokens are in rows from the top left.
+      grid: number of tokens in a column and in a row.
       sigma: width in tokens; infinity gives every token the mean, zero is no blur.
-    Source: Hong 2024, section 4.2, there on the queries.
+    Source: Hong 2024, section 4.2, where the queries are blurred.
     """
     columns, rows = (_gaussian(size, sigma) for size in grid)
     tokens = x.reshape(x.shape[0], *grid, *x.shape[2:])

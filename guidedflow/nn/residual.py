@@ -1,4 +1,4 @@
-"""Residual blocks of convolutions, and the descending half that U-Net and classifier share.
+"""Residual blocks of convolutions, and the downsampling half that U-Net and classifier share.
 
 Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", section 3 and appendix.
 """
@@ -22,16 +22,16 @@ _ZEROS = nn.initializers.zeros_init()
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around a skip, the second one's normalisation driven by the condition.
+    """Two convolutions with a skip connection; the condition modulates the second normalisation.
 
-    x' = skip(x) + conv(silu((1 + scale)·norm(h) + shift)), h = conv(silu(norm(x))); the last
-    convolution starts at zero, so that a new block is its skip.   Adaptive group normalisation:
+    x' = skip(x) + conv(silu((1 + scale)·norm(h) + shift)), h = conv(silu(norm(x))). The last
+    convolution starts at zero, so a new block equals its skip.   Adaptive group normalisation:
     Dhariwal & Nichol 2021, eq. 3.
 
     Attributes:
       features: channels of the result.
       dtype: compute dtype.
-      operations: what computes the layers.
+      operations: computes the layers.
     """
 
     features: int
@@ -57,12 +57,12 @@ class ResidualBlock(nn.Module):
 
 
 class ImageAttention(nn.Module):
-    """Self-attention between all places of an image, added to it; zero at first.
+    """Self-attention over all positions of an image, added to the image; zero at first.
 
     Attributes:
-      head_width: channels of a head; the number of heads is the channels over it, at least one.
+      head_width: channels of a head; the number of heads is channels / head_width, at least one.
       dtype: compute dtype.
-      operations: what computes it.
+      operations: computes it.
     """
 
     head_width: int
@@ -81,9 +81,9 @@ class ImageAttention(nn.Module):
 
 
 class Level(nn.Module):
-    """One residual block and, where asked for, attention after it.
+    """One residual block and, optionally, attention after it.
 
-    Attributes: `features` of the block; `attend`, whether attention follows; those of both parts.
+    Attributes: `features` of the block; `attend`, whether attention follows; and those of both parts.
     """
 
     features: int
@@ -106,11 +106,11 @@ class Level(nn.Module):
 def check_levels(
     size: tuple[int, int], width: int, multipliers: tuple[int, ...], attend: tuple[int, ...]
 ) -> None:
-    """Refuse levels that an image cannot be halved into.
+    """Check that an image can be halved for every level.
 
     Raises:
-      ValueError: a side that is not divisible by 2^(levels − 1), an odd width, a level to attend at
-        that does not exist, or no level at all.
+      ValueError: a side is not divisible by 2^(levels − 1), the width is odd, a level in `attend` does
+        not exist, or there is no level.
     """
     if not multipliers:
         raise ValueError("multipliers: expected at least one level, got ()")
@@ -134,7 +134,7 @@ def descend(
     dtype: Any,
     operations: Operations,
 ) -> list[Float[Array, "b _ _ _"]]:
-    """Run the descending half: levels of blocks, a halving convolution between them.
+    """Run the downsampling half: levels of blocks, with convolutions of stride 2 between them.
 
     Call it inside a module's compact method.
 
@@ -142,11 +142,11 @@ def descend(
       make_level: (level, features, name) -> a `Level`.
       x, c: the image and the condition.
       features: channels of each level.
-      blocks: residual blocks a level.
+      blocks: residual blocks per level.
       dtype: compute dtype.
-      operations: what computes the convolutions.
+      operations: computes the convolutions.
     Returns:
-      Every intermediate image, the input's projection first, the lowest last.
+      All intermediate images, from the projection of the input to the lowest level.
     """
     convolution = partial(Convolution, dtype=dtype, operations=operations)
     images = [convolution(features[0], name="conv_in")(x.astype(dtype))]

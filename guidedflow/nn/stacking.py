@@ -1,4 +1,4 @@
-"""A stack of equal blocks, unrolled or scanned, and what its backward pass keeps."""
+"""A stack of equal blocks, unrolled or scanned, and its rematerialisation policy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from guidedflow.registry import choose
 
-# A policy says which values the forward pass keeps; the rest is computed again.
+# A policy says which values the forward pass keeps. The backward pass computes the others again.
 _POLICIES: dict[str, Any] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -19,11 +19,11 @@ REMAT = ("none", *_POLICIES)
 
 
 def check_remat(name: str) -> None:
-    """Refuse an unknown policy.
+    """Check the name of a policy.
 
     Raises:
       ValueError: not one of "none" (keep everything), "full" (keep nothing inside a block), "dots"
-        (keep the products with parameters, compute attention again).
+        (keep the matmuls with parameters, compute attention again).
     """
     choose("remat policy", name, dict.fromkeys(REMAT))
 
@@ -37,21 +37,23 @@ def run_stack(
     scan: bool,
     perturbed: tuple[int, ...],
     perturbation: str,
+    shared: tuple[Any, ...] = (),
 ) -> Any:
     """Run `depth` blocks one after another.
 
-    Call it inside a module's compact method.  Unrolled, the parameters are `blocks_0`, `blocks_1`,
-    …; scanned, they are one tree `blocks` with a leading axis of blocks, and one block is compiled.
+    Call it inside a module's compact method.  An unrolled stack has parameters `blocks_0`, `blocks_1`,
+    ….  A scanned stack has one tree `blocks` with a leading axis of blocks, and only one block is compiled.
 
     Args:
-      make_block: (name, perturbation) -> a block; `block(x, c, active)` with `active` whether its
-        perturbation applies, None for always.
+      make_block: (name, perturbation) -> a block; `block(x, c, active, *shared)` with `active` whether
+        its perturbation applies, None for always.
       x: the tokens; None to have what every block returns without any, stacked on a first axis.
       c: the condition b d, or each block's own, depth b k.
       depth: number of blocks.
       scan: whether to scan.
       perturbed: indices of the blocks that are perturbed.
       perturbation: what is done to them.
+      shared: what every block is given besides.
     """
     own, collects = c.ndim == 3, x is None
     if not scan:
@@ -59,7 +61,7 @@ def run_stack(
         for index in range(depth):
             kind = perturbation if index in perturbed else "none"
             block = make_block(f"blocks_{index}", kind)
-            value = block(x, c[index] if own else c, None)
+            value = block(x, c[index] if own else c, None, *shared)
             if collects:
                 collected.append(value)
             else:
@@ -67,32 +69,32 @@ def run_stack(
         return jnp.stack(collected) if collects else x
     is_perturbed = jnp.array([index in perturbed for index in range(depth)])
 
-    def step(block: nn.Module, x: Any, c: Array, active: Array) -> tuple[Any, Any]:
-        value = block(x, c, active)
+    def step(block: nn.Module, x: Any, c: Array, active: Array, *shared: Any) -> tuple[Any, Any]:
+        value = block(x, c, active, *shared)
         return (None, value) if collects else (value, None)
 
     scanned = nn.scan(
         step,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0 if own else nn.broadcast, 0),
+        in_axes=(0 if own else nn.broadcast, 0, *(nn.broadcast for _ in shared)),
         length=depth,
     )
     block = make_block("blocks", perturbation if perturbed else "none")
-    return scanned(block, x, c, is_perturbed)[1 if collects else 0]
+    return scanned(block, x, c, is_perturbed, *shared)[1 if collects else 0]
 
 
 def rematerialized(block: type[nn.Module], policy: str, scan: bool) -> type[nn.Module]:
-    """Return the block class whose backward pass computes again what the policy does not keep."""
+    """Return the block class; its backward pass computes again the values that the policy does not keep."""
     if policy == "none":
         return block
-    # A scan's body is a boundary already; the guard against common-subexpression elimination would
-    # only stop fusions in it.
+    # The body of a scan is a boundary already. The guard against common-subexpression elimination
+    # would only prevent fusions in it.
     return nn.remat(block, policy=_POLICIES[policy], prevent_cse=not scan)
 
 
 def stack_blocks(params: dict[str, Any], depth: int) -> dict[str, Any]:
-    """Turn parameters of an unrolled stack into those of a scanned one.
+    """Convert parameters of an unrolled stack to those of a scanned stack.
 
     Args:
       params: a network's parameters with entries `blocks_0` … `blocks_{depth − 1}`.
@@ -106,7 +108,7 @@ def stack_blocks(params: dict[str, Any], depth: int) -> dict[str, Any]:
 
 
 def unstack_blocks(params: dict[str, Any], depth: int) -> dict[str, Any]:
-    """Turn parameters of a scanned stack into those of an unrolled one; undoes `stack_blocks`."""
+    """Convert parameters of a scanned stack to those of an unrolled stack; inverse of `stack_blocks`."""
     rest = {name: value for name, value in params.items() if name != "blocks"}
     for index in range(depth):
         rest[f"blocks_{index}"] = jax.tree.map(lambda leaf, i=index: leaf[i], params["blocks"])

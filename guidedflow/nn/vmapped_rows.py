@@ -1,9 +1,9 @@
-"""A mapped axis folded into rows: a vmapped network runs the products of a larger batch.
+"""Folding of a mapped axis into rows: a vmapped network runs the matmuls of a larger batch.
 
-Under `vmap` a product of (rows, d) with (d, k) becomes one of (axis, rows, d) with (d, k).  XLA's
-CPU compiler gives that its own layout and its own, slower, code; the same numbers as (axis·rows, d)
-run at the speed of the unmapped program.  Classifier-free guidance maps the whole network over its
-branches, so this is what its cost on CPU hangs on.
+Under `vmap` a matmul of (rows, d) with (d, k) becomes one of (axis, rows, d) with (d, k).  XLA's CPU
+compiler uses another layout and slower code for it.  Reshaped to (axis·rows, d), the same numbers run at
+the speed of the unmapped program.  Classifier-free guidance maps the whole network over its branches, so
+its cost on a CPU depends on this.
 """
 
 from collections.abc import Callable
@@ -17,19 +17,19 @@ from jaxtyping import Array
 def fold_mapped(
     function: Callable[..., Array], has_rows: tuple[bool, ...], *, behind: bool = False
 ) -> Callable[..., Array]:
-    """Return `function` with a batching rule that merges the mapped axis into the rows.
+    """Return `function` with a batching rule that folds the mapped axis into the rows.
 
     f(x₁ … x_m) stacked over the mapped axis = f(rows of all x_i together), split again.
 
     Args:
-      function: works on each row of its row arguments alone; its result has the same rows first.
-      has_rows: for each argument, whether its leading axis is that of the rows.
-      behind: merge the mapped axis behind the rows and not before them: rows that are spread over
-        devices then stay there, at the cost of a transposition.
+      function: computes each row of its result from the same row of its row arguments.
+      has_rows: for each argument, whether its leading axis is the axis of rows.
+      behind: merge the mapped axis after the rows, not before them. Rows that are spread over devices
+        then stay on their devices, at the cost of a transposition.
     Returns:
-      The same function.  It maps (`vmap`, also nested) by folding, unless an argument without rows
-      is mapped, which is left to JAX.  Derivatives of every order and mode are those of `function`:
-      they bypass the rule, because `custom_vmap` alone has no transpose.
+      The same function.  `vmap`, also nested, folds the mapped axis; if an argument without rows is
+      mapped, JAX maps the function itself.  Derivatives of every order and mode are those of
+      `function`: they bypass the rule, because `custom_vmap` alone has no transpose.
     """
 
     @custom_vmap

@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from guidedflow import samplers
-from guidedflow.bundle import Bundle
+from guidedflow.bundle import Bundle, encoded
 from guidedflow.guidance import classifier as classifier_guidance
 from guidedflow.guidance import extrapolate
+from guidedflow.keys import fold_each
+from guidedflow.nn.capabilities import capabilities
 from guidedflow.paths import Path
 from guidedflow.pipelines.methods import GRIDS, GUIDANCE, SOLVERS, WEAKER, Method
 from guidedflow.target import Target, attached
@@ -31,6 +33,7 @@ def guided_model(
     method: Method,
     weaker: Bundle | None = None,
     classifier: Bundle | None = None,
+    null: Cond | None = None,
 ) -> ModelFn:
     """Return a bundle's model guided as a method says.
 
@@ -39,10 +42,11 @@ def guided_model(
       method: names and numbers.
       weaker: what autoguidance leads away from.
       classifier: its gradient is added to whatever the method makes.
+      null: in place of the condition's own null: a negative prompt, or the null encoded.
     Raises:
       ValueError: the bundle and the method do not go together.
     """
-    null = bundle.condition.null()
+    null = bundle.condition.null() if null is None else null
     if method.unconditional:
         model = bundle.takes_scale.unconditional(bundle.model, null)
     elif bundle.takes_scale.in_one_branch:
@@ -95,7 +99,7 @@ def _start(
     path: Path,
 ) -> tuple[PRNGKeyArray, Float[Array, "b h w c"]]:
     """Return each image's key and its noise, of the size that the path has where the grid starts."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+    keys = fold_each(key, indices)
     noise = samplers.draw_noise(keys, (indices.shape[0], *shape))
     return keys, samplers.start(path, noise, ts)
 
@@ -111,6 +115,7 @@ def sample(
     weaker: Bundle | None = None,
     classifier: Bundle | None = None,
     target: Target | None = None,
+    negative: Any = None,
 ) -> Float[np.ndarray, "n h w c"]:
     """Draw one image a condition, in chunks spread over all devices.
 
@@ -126,6 +131,7 @@ def sample(
       progress: told how many more images are done after every chunk.
       weaker, classifier: as `guided_model` has them.
       target: the devices; by default what is attached.
+      negative: an entry as `asked` has them, which takes the null's place.
     Returns:
       float32 images in about [-1, 1], or latents.
     Raises:
@@ -138,7 +144,8 @@ def sample(
     mesh = (target or attached()).mesh()
     # One shape for every chunk, so that one program serves; the devices share it evenly.
     size = -(-min(batch, count) // mesh.size) * mesh.size
-    model = guided_model(bundle, method, weaker, classifier)
+    cond, null = _prepared(bundle, cond, negative, weaker, mesh)
+    model = guided_model(bundle, method, weaker, classifier, null)
     ts = jnp.asarray(GRIDS[method.grid](method.steps, bundle.path))
     key, shared = jax.random.key(seed), NamedSharding(mesh, P("data"))
     chunks = []
@@ -151,6 +158,26 @@ def sample(
         chunks.append(_gathered(images)[: count - first])
         progress(len(chunks[-1]))
     return np.concatenate(chunks)
+
+
+def _prepared(
+    bundle: Bundle, cond: Cond, negative: Any, weaker: Bundle | None, mesh: Mesh
+) -> tuple[Cond, Cond]:
+    """Return the condition, on the host, and the null or what takes its place: both encoded."""
+    null = bundle.condition.null()
+    if negative is not None:
+        null = jax.tree.map(lambda leaf: leaf[0], bundle.condition.parse([negative]))
+    # Another run has another encoder: each then encodes for itself, in its own call.
+    if weaker is not None or not capabilities(bundle.network).encodes:
+        return cond, null
+    features, nothing = _encoded(mesh)(bundle.network, bundle.params, cond, null)
+    return jax.tree.map(np.asarray, features), nothing
+
+
+@functools.cache
+def _encoded(mesh: Mesh) -> Callable[..., tuple[Cond, Cond]]:
+    whole = NamedSharding(mesh, P())
+    return jax.jit(encoded, static_argnums=0, out_shardings=whole)
 
 
 def _is_list(asked: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Samplers: each one `lax.scan` over a grid of times, compiled once."""
+"""Samplers: each is one `lax.scan` over a grid of times, compiled once."""
 
 from guidedflow.samplers.adaptive import Adaptive, dopri5, sample_ode_adaptive, tsit5
 from guidedflow.samplers.diffusion import largest, learned, sample_ddim, sample_ddpm, smallest

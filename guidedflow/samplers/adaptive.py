@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from guidedflow import loops
 from guidedflow.types import (
     Cond,
     ModelFn,
@@ -19,7 +20,7 @@ from guidedflow.types import (
     needs,
 )
 
-# Both methods have 7 stages, of which the first is the last of the step before.
+# Both methods have 7 stages; the first stage is the last stage of the step before.
 EVALUATIONS_A_STEP = 6
 
 
@@ -34,16 +35,16 @@ def tsit5(diffrax: Any) -> Any:
 
 
 Method = Callable[[Any], Any]
-"""The module diffrax -> its solver, of 6 evaluations a step."""
+"""The module diffrax -> its solver, with 6 evaluations per step."""
 
 
 class Adaptive(NamedTuple):
-    """What `sample_ode_adaptive` returns, one entry an example.
+    """The result of `sample_ode_adaptive`, one entry per example.
 
     Attributes:
       x: the state at `high`.
-      evaluations: how often the model was evaluated for it.
-      reached: whether it got to `high` within the steps allowed; otherwise x is nan.
+      evaluations: number of model evaluations for it.
+      reached: whether it reached `high` within the allowed steps; otherwise x is nan.
     """
 
     x: Float[Array, "b *d"]
@@ -73,24 +74,24 @@ def sample_ode_adaptive(
     atol: float = 1e-4,
     max_steps: int = 1000,
 ) -> Adaptive:
-    """Carry noise to data along dx/dt = model(x, t, cond), with steps that keep a tolerance.
+    """Carry noise to data along dx/dt = model(x, t, cond), with step sizes chosen for a tolerance.
 
-    A step stands where the embedded error estimate e has  rms(e / (atol + rtol max(|x|, |x_s|))) <= 1,
-    over one example alone, so that each has its own steps and none depends on the batch. The work of a
-    batch is that of its longest example.
+    A step is accepted if the embedded error estimate e has  rms(e / (atol + rtol max(|x|, |x_s|))) <= 1.
+    The rms is over one example alone, so each example has its own steps and does not depend on the
+    batch. A batch takes as long as its slowest example.
 
     Args:
-      model, noise, cond: as for `sample_ode`; a guidance with a memory of earlier steps has no meaning
-        here.
+      model, noise, cond: as for `sample_ode`; guidance that keeps a state between steps is rejected.
       low, high: the interval of time, 0 <= low < high <= 1.
       solver: dopri5 or tsit5, both of order 5 with 6 evaluations a step.
-      rtol, atol: tolerances, positive; float32 follows down to about 1e-6.
-      max_steps: the most steps, accepted and rejected together, an example may take.
+      rtol, atol: tolerances, positive; below about 1e-6 float32 rounding limits the accuracy.
+      max_steps: largest number of steps of one example, accepted and rejected together.
     Returns:
       The states, the evaluations spent and whether the end was reached.
     Raises:
       ImportError: diffrax is missing; the message names the extra.
-      ValueError: an argument out of range, or a model with a memory.
+      ValueError: an argument is out of range, the model keeps a state, or it is called in a shard_map
+        with check_vma.
       RuntimeError: an example did not reach `high` within max_steps; under jit, `reached` says so.
     Source: Dormand & Prince 1980; Tsitouras 2011; Hairer, Nørsett & Wanner 1993, eq. II.4.11.
     """
@@ -108,13 +109,18 @@ def sample_ode_adaptive(
     check_batch("cond", cond, jnp.shape(noise)[0])
     if needs(model):
         raise ValueError(f"adaptive steps use no {sorted(needs(model))}, which the model asks for")
+    if loops.varies((noise, cond)):
+        raise ValueError(
+            "diffrax's loops do not say what varies over the mesh: call adaptive steps within "
+            "jax.shard_map(..., check_vma=False)"
+        )
     if jax.tree.leaves(init_state(model, noise)):
         raise ValueError("the model keeps a state from step to step, which adaptive steps reject")
     _diffrax()
     result = Adaptive(*_solve(model, noise, cond, (low, high), rtol, atol, solver, max_steps))
     if isinstance(result.reached, jax.core.Tracer):
         return result
-    # Counted where they are: of several hosts none sees all examples.
+    # Each host counts its own examples, because no host sees all of them.
     short = int(jnp.sum(~result.reached))
     if short:
         raise RuntimeError(
@@ -177,7 +183,7 @@ def _compiled(
             throw=False,
         )
         reached = solution.result == diffrax.RESULTS.successful
-        # The first stage is the last step's last; two more evaluations choose the first step.
+        # A step's first stage is the last stage before it; choosing the first step size takes two more.
         count = EVALUATIONS_A_STEP * solution.stats["num_steps"] + 1 + 2
         end = jnp.where(reached, solution.ys[-1], jnp.nan)
         return end.astype(x.dtype), count, reached

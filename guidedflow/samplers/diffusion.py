@@ -22,7 +22,7 @@ from guidedflow.types import RENOISE, SHIFT, Cond, ModelFn, check_number
 def estimates(path: Path, step: Step) -> tuple[Array, Array]:
     """Return the data estimate and the noise that renoises it, from the step's first evaluation.
 
-    Without CFG++ the two velocities are one, and so data and noise satisfy x = alpha data + sigma
+    Without CFG++ both come from the same velocity, so data and noise satisfy x = alpha data + sigma
     noise.
     """
 
@@ -72,16 +72,16 @@ def sample_ddim(
     x_s = alpha_s data + sqrt(sigma_s^2 - f^2) noise + f z,
     f = eta sigma_s sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2).
 
-    eta = 0 is deterministic, and Euler's method where the path is linear; eta = 1 has the variance of
-    DDPM's smaller choice.
+    eta = 0 is deterministic; on the linear path it is Euler's method. eta = 1 has the smaller of the two
+    variances of DDPM.
 
     Args:
       model, noise, ts, cond, trajectory: as for `sample_ode`.
-      path: the path the model was trained on; any, not only variance-preserving ones.
-      eta: share of fresh noise, in [0, 1].
-      key: needed where eta > 0; one key, or one an example.
+      path: the path the model was trained on; it need not be variance-preserving.
+      eta: amount of fresh noise, in [0, 1].
+      key: needed if eta > 0; one key, or one key per example.
     Raises:
-      ValueError: eta outside [0, 1] or without a key; as `sample_ode` otherwise.
+      ValueError: eta is outside [0, 1], or eta > 0 without a key; otherwise as `sample_ode`.
     Source: Song, Meng & Ermon 2021, eq. 12 and 16.
     """
     check_number("eta", eta, 0, 1)
@@ -96,12 +96,12 @@ Variance = Callable[[Array, Array, Array | None], Array]
 
 
 def smallest(low: Array, high: Array, position: Array | None) -> Array:
-    """The posterior's own variance, right where the data is one point.  Ho et al. 2020, eq. 7."""
+    """The variance of the posterior, exact if the data is one point.  Ho et al. 2020, eq. 7."""
     return low
 
 
 def largest(low: Array, high: Array, position: Array | None) -> Array:
-    """Right where the data is standard normal; on variance-preserving paths the forward step's.
+    """Exact if the data is standard normal; on variance-preserving paths, the forward step's variance.
 
     Ho et al. 2020, section 3.2.
     """
@@ -109,7 +109,7 @@ def largest(low: Array, high: Array, position: Array | None) -> Array:
 
 
 def learned(low: Array, high: Array, position: Array | None) -> Array:
-    """Between the two in the logarithm, where the network says.  Nichol & Dhariwal 2021, eq. 15.
+    """Predicted by the network, between the two in log space.  Nichol & Dhariwal 2021, eq. 15.
 
     Raises:
       ValueError: the model predicts no variance.
@@ -134,8 +134,8 @@ class Ancestral:
         alpha_t, sigma_t = self.path.alpha(step.t), self.path.sigma(step.t)
         kept = (alpha_t * sigma / (alpha * sigma_t)) ** 2
         own = jnp.maximum(1 - kept, 0)
-        # At s = 1 the posterior is a point: the floor keeps its logarithm finite, its noise is 0.
-        floor = jnp.finfo(jnp.float32).tiny
+        # At s = 1 the posterior variance is 0. The floor keeps its logarithm finite; no noise is added.
+        floor = float(jnp.finfo(jnp.float32).tiny)
         low = jnp.log(jnp.maximum(own * sigma**2, floor))
         spread_s, spread_t = alpha**2 + sigma**2, alpha_t**2 + sigma_t**2
         high = jnp.log(jnp.maximum(own * sigma_t**2 * spread_s / spread_t, floor))
@@ -162,18 +162,18 @@ def sample_ddpm(
 
     mean = alpha_s data + sigma_s sqrt(k) noise,   k = (alpha_t sigma_s / (alpha_s sigma_t))^2,
     variance between (1 - k) sigma_s^2 and (1 - k) sigma_t^2 (alpha_s^2 + sigma_s^2) / (alpha_t^2 +
-    sigma_t^2), which are right where the data is one point and where it is standard normal.
+    sigma_t^2). The first is exact if the data is one point, the second if it is standard normal.
 
-    A grid with fewer points than the table it was trained on is a respaced one. No noise is added
-    where sigma_s = 0.
+    A grid with fewer points than the training table is respaced sampling. If sigma_s = 0, no noise is
+    added.
 
     Args:
       model, noise, ts, cond, trajectory: as for `sample_ode`.
-      key: one key, or one an example; example i draws from fold_in(key, i).
+      key: one key, or one key per example; example i draws from fold_in(key, i).
       path: the path the model was trained on; any path.
-      variance: smallest, largest, or learned (a network with twice the channels).
+      variance: smallest, largest, or learned (for a network with twice the channels).
     Raises:
-      ValueError: as `sample_ode`; `learned` on a model that predicts no variance.
+      ValueError: as `sample_ode`, or variance is `learned` and the model predicts no variance.
     Source: Ho et al. 2020, algorithm 2 and eq. 7; Nichol & Dhariwal 2021, eq. 15 and section 4.
     """
     solver = Ancestral(path, variance)

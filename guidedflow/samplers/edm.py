@@ -32,7 +32,7 @@ class KarrasHeun:
         if not self.corrects:
             return x, step.memory
         end = step.evaluate(x, step.s)
-        # At sigma = 0 the result is not used, but an infinite coefficient would make its gradient nan.
+        # At sigma = 0 the result is not used, but an infinite coefficient would make the gradient nan.
         time = jnp.where(sigma > 0, step.s, step.t)
         end_noise, _ = predictions.read(
             self.path, end.native, end.renoise, x, time, predictions.noise
@@ -45,7 +45,7 @@ class KarrasHeun:
 
 @dataclasses.dataclass(frozen=True)
 class Churning(KarrasHeun):
-    """`KarrasHeun` with noise added as a step begins, up to the ratio (1 + gamma) sigma / alpha."""
+    """`KarrasHeun` that first adds noise in each step, up to the ratio (1 + gamma) sigma / alpha."""
 
     gamma: float
     low: float
@@ -53,9 +53,9 @@ class Churning(KarrasHeun):
     scale: float
 
     def begin(self, x: Array, t: Array, draw: Callable[[int], Array]) -> tuple[Array, Array]:
-        """Return the state and the time at which the step really begins."""
+        """Return the noised state and its time, where the step then begins."""
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
-        # Where alpha = 0 the state is noise alone and there is no more to add.
+        # If alpha = 0, the state is pure noise and no more is added.
         churns = (alpha > 0) & (sigma >= self.low * alpha)
         if self.high != np.inf:
             churns &= sigma <= self.high * alpha
@@ -88,11 +88,11 @@ def sample_edm(
     In y = x / alpha and r = sigma / alpha, where the ODE is dy/dr = noise(y, r):
 
       r' = (1 + gamma) r,   y' = y + S_noise sqrt(r'^2 - r^2) z,   gamma = min(S_churn / N, sqrt 2 - 1),
-      y_s = y' + (r_s - r') (noise(y', r') + noise(y_e, r_s)) / 2,   y_e that of Euler's step.
+      y_s = y' + (r_s - r') (noise(y', r') + noise(y_e, r_s)) / 2,   y_e from Euler's step.
 
-    Euler's step, DDIM's, alone where r_s = 0 or r is infinite; then, and for a last step known to end
-    at sigma = 0, the second evaluation is left out: 2 N - 1 in all. Where (1 + gamma) r exceeds what
-    the path reaches, noise is added up to that.
+    If r_s = 0 or r is infinite, the step is Euler's step alone, which is DDIM's. If the last step is
+    known to end at sigma = 0, its second evaluation is left out: 2 N - 1 evaluations in all. If
+    (1 + gamma) r exceeds the range of the path, noise is added only up to the end of the range.
 
     Args:
       model, noise, ts, cond, trajectory: as for `sample_ode`; the grid of the paper is
@@ -100,11 +100,11 @@ def sample_edm(
       path: the path the model was trained on.
       churn: S_churn >= 0; 0 is deterministic.
       churn_low, churn_high: S_min and S_max, the range of r in which noise is added.
-      churn_scale: S_noise, the deviation of what is added, about 1.
+      churn_scale: S_noise, the standard deviation of the added noise, about 1.
       corrects: False leaves out the second evaluation: Euler's method with churn.
-      key: needed where churn > 0; one key, or one an example.
+      key: needed if churn > 0; one key, or one key per example.
     Raises:
-      ValueError: a churn setting out of range, or churn without a key; as `sample_ode`.
+      ValueError: a churn setting is out of range, or churn has no key; otherwise as `sample_ode`.
     Source: Karras et al. 2022, algorithm 2 (algorithm 1 without churn).
     """
     check_number("churn", churn, 0)
@@ -127,9 +127,9 @@ def sample_edm(
 
 
 def _ends_clean(path: Path, ts: GridLike) -> bool:
-    """Whether the grid is known, while tracing, to end where sigma = 0."""
+    """Whether the grid ends at sigma = 0; False if its values are not known while tracing."""
     known = concrete(ts)
     if known is None:
         return False
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         return float(path.sigma(jnp.asarray(known[-1]))) == 0

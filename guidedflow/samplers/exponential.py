@@ -1,12 +1,12 @@
-"""DPM-Solver++: exponential integrators in the half log-SNR, for a model's data estimate.
+"""DPM-Solver++: exponential integrators in the half log-SNR, for the data estimate of a model.
 
-With l = log(alpha / sigma) and h = l_s - l_t the ODE is linear in x but for the data estimate D:
+Let l = log(alpha / sigma) and h = l_s - l_t. Apart from the data estimate D, the ODE is linear in x:
 
   x_s = (sigma_s / sigma_t) x_t + alpha_s integral_0^1 h exp(-h (1 - u)) D(l_t + u h) du.
 
-A constant D is DDIM; a polynomial D through earlier evaluations is a multistep method. All are
-written as DDIM's step plus weighted differences of the data estimates, so that CFG++ renoises as it
-does in DDIM, and the step to sigma_s = 0, where h is infinite, is DDIM's and exact.
+A constant D gives DDIM; a polynomial D through earlier evaluations gives a multistep method. All are
+written as DDIM's step plus weighted differences of the data estimates. CFG++ therefore renoises as in
+DDIM. The step to sigma_s = 0, where h is infinite, is DDIM's step, which is exact.
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ from guidedflow.times import GridLike, as_grid
 from guidedflow.types import RENOISE, Cond, ModelFn, check_number
 
 Moments = Callable[[Array, int], list[Array]]
-"""(h, k) -> what the k powers of u are taken to integrate to, against h exp(-h (1 - u))."""
+"""(h, k) -> the integrals, exact or approximate, of the k powers of u times h exp(-h (1 - u))."""
 
 
 def exact(h: Array, count: int) -> list[Array]:
-    """The integrals themselves: the weights of the polynomial, of full order.
+    """The exact integrals: the method has its full order.
 
     m_n = integral_0^1 h exp(-h (1 - u)) u^n du = 1 - n m_(n-1) / h,   m_0 = 1 - exp(-h).
 
-    Lu et al. 2022 (DPM-Solver++), eq. 8 and appendix A; by series for h < 1/2, where the recurrence
-    cancels.
+    Lu et al. 2022 (DPM-Solver++), eq. 8 and appendix A. For h < 1/2, where the recurrence cancels, a
+    series is used.
     """
     small = jnp.minimum(h, 0.5)
     moments = [-jnp.expm1(-h)]
@@ -48,10 +48,10 @@ def exact(h: Array, count: int) -> list[Array]:
 
 
 def published(h: Array, count: int) -> list[Array]:
-    """The integrals as DPM-Solver++ was published, which other projects' schedulers follow.
+    """The integrals of the published DPM-Solver++, which the schedulers of other projects use.
 
-    Two evaluations take m_1 = m_0 / 2 (Lu et al. 2022, algorithm 2), three take m_2 / 2 for m_2, as
-    the authors' code does. With that the third converges at order 2, with `exact` at order 3.
+    With two evaluations m_1 = m_0 / 2 (Lu et al. 2022, algorithm 2). With three, m_2 / 2 replaces m_2,
+    as in the authors' code. Then the method of order 3 converges at order 2; with `exact`, at order 3.
     """
     moments = exact(h, count)
     if count == 2:
@@ -62,7 +62,7 @@ def published(h: Array, count: int) -> list[Array]:
 
 
 def correction(nodes: list[Array], h: Array, moments: Moments, order: Array) -> Float[Array, " k"]:
-    """Return the weights of the data estimates beyond DDIM's own; the first node is 0.
+    """Return the weights of the data estimates that are added to DDIM's step; the first node is 0.
 
     They sum to 0.
     """
@@ -80,9 +80,9 @@ def half_log_snr(path: Path, t: Array) -> Array:
 
 
 def interval(start: Array, end: Array) -> Array:
-    """Return the step in half log-SNR; 1 where it is infinite, which no weight then depends on.
+    """Return the step in half log-SNR; 1 if it is infinite, because no weight then depends on it.
 
-    An infinite one, though it is not used, would make the gradient nan.
+    An infinite value would make the gradient nan, even though it is not used.
     """
     finite = jnp.isfinite(start) & jnp.isfinite(end)
     return jnp.where(finite, jnp.where(finite, end, 1) - jnp.where(finite, start, 0), 1)
@@ -91,7 +91,8 @@ def interval(start: Array, end: Array) -> Array:
 def positions(history: History, start: Array, h: Array) -> list[Array]:
     """Return the nodes (at - start) / h of the evaluations, newest first.
 
-    Where none is yet, or its log-SNR is infinite, the node is another number, for the same reason.
+    If an evaluation does not exist yet, or its log-SNR is infinite, its node is some other finite
+    number, for the same reason as in `interval`.
     """
     nodes = []
     for j, at in enumerate(history.at):
@@ -102,15 +103,15 @@ def positions(history: History, start: Array, h: Array) -> list[Array]:
 
 
 def highest(order: int, history: History, steps: int | None, ends: Array) -> Array:
-    """Return the order of this step: what the history holds, lower towards the grid's end.
+    """Return the order of this step: limited by the history, and lower towards the grid's end.
 
     Args:
-      steps: the grid's number of steps, if the order is to fall to 1 at its end; otherwise None.
+      steps: number of steps of the grid, if the order falls to 1 at its end; otherwise None.
       ends: whether this step ends at sigma = 0, where only order 1 is defined.
     """
-    taken = jnp.arange(order) < history.seen
-    # A grid from alpha = 0 has its first evaluation at l = -inf, through which goes no polynomial.
-    usable = jnp.sum(taken & jnp.isfinite(history.at))
+    taken = jnp.arange(order, dtype=history.seen.dtype) < history.seen
+    # On a grid from alpha = 0 the first evaluation is at l = -inf, so no polynomial can use it.
+    usable = jnp.sum(taken & jnp.isfinite(history.at), dtype=history.seen.dtype)
     if steps is not None:
         usable = jnp.minimum(usable, steps - history.seen + 1)
     return jnp.where(ends, 1, jnp.maximum(usable, 1))
@@ -167,21 +168,21 @@ def sample_dpmpp(
     x_s = (sigma_s / sigma_t) e^(-eta h) x_t + alpha_s sum_j w_j D_j
           + sigma_s sqrt(1 - e^(-2 eta h)) z,
 
-    D_j the last `order` data estimates, w_j their weights under e^(-(1 + eta) h (1 - u)). One
-    evaluation a step, none at ts[-1]. Order 1 and eta = 0 is DDIM. The first steps, and one to
-    sigma = 0 or from alpha = 0, are of lower order.
+    with D_j the last `order` data estimates and w_j their weights under e^(-(1 + eta) h (1 - u)). A step
+    takes one evaluation; none is at ts[-1]. Order 1 with eta = 0 is DDIM. The first steps, and a step to
+    sigma = 0 or from alpha = 0, have lower order.
 
     Args:
       model, noise, ts, cond, trajectory: as for `sample_ode`.
-      path: the path the model was trained on; any, not only variance-preserving ones.
-      order: evaluations that a step rests on: 1, 2 or 3.
-      eta: 0 the ODE, 1 the SDE of DPM-Solver++, between them less noise.
-      key: needed where eta > 0; one key, or one an example.
-      moments: `published`, or `exact`, with which order 3 converges at order 3.
-      lower_order_final: let the order fall to 1 over the last steps; None: on grids of fewer than
-        15 steps, which is where it helps.
+      path: the path the model was trained on; it need not be variance-preserving.
+      order: number of evaluations that a step uses: 1, 2 or 3.
+      eta: 0 is the ODE, 1 the SDE of DPM-Solver++; values between add less noise.
+      key: needed if eta > 0; one key, or one key per example.
+      moments: `published`, or `exact`; order 3 converges at order 3 only with `exact`.
+      lower_order_final: whether the order falls to 1 over the last steps. None: only on grids of
+        fewer than 15 steps, where it helps.
     Raises:
-      ValueError: order not 1, 2 or 3; eta outside [0, 1] or without a key; as `sample_ode`.
+      ValueError: order is not 1, 2 or 3; eta is outside [0, 1] or has no key; otherwise as `sample_ode`.
     Source: Lu et al. 2022 (DPM-Solver++), algorithm 2 (2M), eq. 18 (2M SDE) and their code (3M); eta
       between 0 and 1 as in Cui et al. 2023 and k-diffusion.
     """
@@ -198,7 +199,7 @@ def sample_dpmpp(
 
 
 class Pending(NamedTuple):
-    """A single-step update between its two evaluations: where it began, and whether it is open."""
+    """State between the two evaluations of a single-step update: its start, and whether one is under way."""
 
     data: Array
     noise: Array
@@ -215,7 +216,7 @@ class Singlestep:
     moments: Moments
 
     def init(self, x: Array) -> Pending:
-        at = jnp.zeros((), jnp.result_type(float))
+        at = jnp.zeros((), x.dtype)
         return Pending(jnp.zeros_like(x), jnp.zeros_like(x), at, jnp.zeros((), bool))
 
     def __call__(self, step: Step) -> tuple[Array, Pending]:
@@ -246,14 +247,15 @@ def sample_dpmpp_singlestep(
     moments: Moments = published,
     trajectory: bool = False,
 ) -> Array:
-    """Carry noise to data by single-step DPM-Solver++ of order 2 (2S), two grid intervals a step.
+    """Carry noise to data by single-step DPM-Solver++ of order 2 (2S), two grid intervals per step.
 
     From t over u to s:  x_u by DDIM,  x_s = (sigma_s / sigma_t) x_t + alpha_s (m_0 D_t + m_1 (D_u -
     D_t) / r),  r = (l_u - l_t) / (l_s - l_t).
 
-    The grid holds every evaluation, so that equal grids cost what the multistep methods cost; even in
-    log-SNR, r is 1/2 as in the paper. An interval left over, the one to sigma = 0 and a step from
-    alpha = 0 are DDIM's. Every second state of a trajectory is an intermediate one.
+    The grid contains the time of every evaluation, so on equal grids the cost equals that of the multistep
+    methods. On a grid evenly spaced in log-SNR, r is 1/2 as in the paper. A single interval left over,
+    the interval to sigma = 0 and a step from alpha = 0 are DDIM steps. Every second state of a trajectory
+    is an intermediate state.
 
     Args:
       model, noise, ts, cond, path, trajectory: as for `sample_dpmpp`.

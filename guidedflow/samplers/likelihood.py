@@ -1,8 +1,8 @@
-"""The density that a velocity field gives to data, by the ODE run backwards.
+"""The density of data under a velocity field, by solving the ODE backwards.
 
   log p(x_1) = log p_0(x_0) - integral_0^1 div v(x_t, t) dt,   dx/dt = v.
 
-State and integral are one system of equations, which the samplers' own loop solves.
+The state and the integral are one system of equations, which the loop of the samplers solves.
 """
 
 import functools
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from guidedflow.keys import example_keys
 from guidedflow.paths import Path
 from guidedflow.samplers.ode import rk4
 from guidedflow.samplers.scan import Solver, run
@@ -24,7 +25,6 @@ from guidedflow.types import (
     check_batch,
     check_floating,
     check_number,
-    example_keys,
     init_state,
     pytree,
 )
@@ -33,11 +33,11 @@ Field = Callable[[Array], Array]
 
 
 class Likelihood(NamedTuple):
-    """What `log_likelihood` returns.
+    """The result of `log_likelihood`.
 
     Attributes:
-      log_density: log p at ts[-1] in nats, one an example.
-      noise: where the ODE carried each example to, at ts[0]; b *d.
+      log_density: log p at ts[-1] in nats, one per example.
+      noise: the state that the ODE reaches from each example at ts[0]; b *d.
     """
 
     log_density: Float[Array, " b"]
@@ -93,24 +93,24 @@ def log_likelihood(
 
     log p(data) = log N(x_0; 0, sigma(ts[0])^2) - integral of div v along the ODE.
 
-    The divergence is exact, with one derivative a coordinate, or Hutchinson's estimate,
-    div v = E[e . (dv/dx) e] over vectors e of random signs, which is unbiased, with `probes` of them
-    held fixed along the trajectory. The density is that of x at ts[-1]: on paths whose velocity is
-    infinite at t = 1 end the grid before, which evaluates slightly noised data's density.
+    The divergence is either exact, with one derivative per coordinate, or Hutchinson's unbiased estimate,
+    div v = E[e . (dv/dx) e] over vectors e of random signs. The estimate uses `probes` vectors, which
+    stay fixed along the trajectory. The density is that of x at ts[-1]. If the velocity of the path is
+    infinite at t = 1, end the grid before it; the result is then the density of slightly noised data.
 
     Args:
-      model: a velocity field, guided or not, without a memory of earlier steps.
+      model: a velocity field, guided or not, that keeps no state between steps.
       data: points at ts[-1], b *d.
-      ts: increasing times in [0, 1], as one would sample on; at ts[0] the state counts as noise.
+      ts: increasing times in [0, 1], as for sampling; the state at ts[0] counts as noise.
       cond: condition, every leaf with the batch first.
-      path: for sigma(ts[0]), the deviation of the noise.
-      probes: None for the exact divergence, or how many probes, at least 1.
-      key: needed with probes; one key, or one an example.
+      path: gives sigma(ts[0]), the standard deviation of the noise.
+      probes: None for the exact divergence, or the number of probes, at least 1.
+      key: needed with probes; one key, or one key per example.
       step: a fixed-step ODE solver.
     Returns:
       log p in nats, and the noise. Bits per dimension are -log p / (d log 2).
     Raises:
-      ValueError: probes without a key or below 1; a model with a memory; as `sample_ode`.
+      ValueError: probes is below 1 or has no key, or the model keeps a state; otherwise as `sample_ode`.
     Source: Chen et al. 2018, eq. 8; Grathwohl et al. 2019, eq. 8; Song et al. 2021, eq. 39.
     """
     ts = as_grid(ts)

@@ -1,17 +1,17 @@
-"""Multistep methods: what they remember of earlier evaluations, and Adams-Bashforth.
+"""Multistep methods: the history of evaluations, the weights, and Adams-Bashforth.
 
-A multistep method passes a polynomial through its last evaluations and integrates it over the next
-step. `lagrange` turns the positions of the evaluations, in units of the step, and the moments of the
-integral into one weight an evaluation; exponential integrators differ in the moments alone.
+A multistep method fits a polynomial to its last evaluations and integrates it over the next step.
+`lagrange` computes one weight per evaluation from the positions of the evaluations, in units of the
+step, and the moments of the integral. Exponential integrators differ only in the moments.
 """
 
 import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from guidedflow import loops
 from guidedflow.samplers.ode import heun, rk4
 from guidedflow.samplers.scan import Step
 
@@ -20,8 +20,8 @@ class History(NamedTuple):
     """The last evaluations, newest first.
 
     Attributes:
-      values: k b *d; zeros where there is none yet.
-      at: where each was taken, in the method's own time.
+      values: k b *d; zeros for evaluations that do not exist yet.
+      at: when each was taken, in the method's own time.
       seen: how many evaluations there have been.
     """
 
@@ -31,12 +31,12 @@ class History(NamedTuple):
 
     @classmethod
     def empty(cls, x: Array, length: int) -> "History":
-        """A history of nothing, with room for `length` evaluations like x."""
-        at = jnp.zeros((length,), jnp.result_type(float))
+        """An empty history with room for `length` evaluations like x."""
+        at = jnp.zeros((length,), x.dtype)
         return cls(jnp.zeros((length, *x.shape), x.dtype), at, jnp.zeros((), jnp.int32))
 
     def push(self, value: Array, at: Array) -> "History":
-        """Return the history with one more evaluation, the oldest dropped."""
+        """Return the history with one more evaluation, without the oldest."""
         return History(
             jnp.concatenate([value.astype(self.values.dtype)[None], self.values[:-1]]),
             jnp.concatenate([at.astype(self.at.dtype)[None], self.at[:-1]]),
@@ -68,7 +68,7 @@ def lagrange(nodes: list[Array], moments: list[Array]) -> Float[Array, " k"]:
 
 
 def padded(weights: Array, length: int) -> Array:
-    """Return weights followed by zeros, `length` in all."""
+    """Return the weights with zeros appended, `length` in all."""
     return jnp.concatenate([weights, jnp.zeros((length - weights.shape[0],), weights.dtype)])
 
 
@@ -104,19 +104,19 @@ class AdamsBashforth:
 
         if self.order <= 2:
             return multistep(), history
-        return jax.lax.cond(history.seen <= self.order - 2, one_step, multistep), history
+        return loops.cond(history.seen <= self.order - 2, one_step, multistep), history
 
 
 def adams_bashforth(order: int = 2) -> AdamsBashforth:
-    """Return the Adams-Bashforth step for `sample_ode`: order 2 to 4 for one evaluation a step.
+    """Return the Adams-Bashforth step for `sample_ode`: order 2 to 4 with one evaluation per step.
 
-    x_s = x_t + integral from t to s of the polynomial through the last `order` velocities; on an even
-    grid, for order 2, x + h (3 v_0 - v_1) / 2. The weights are those of the grid's own spacing.
+    x_s = x_t + integral from t to s of the polynomial through the last `order` velocities. For order 2 on
+    an evenly spaced grid this is x + h (3 v_0 - v_1) / 2. The weights follow the spacing of the grid.
 
-    While the history is shorter than order - 1, order 3 takes a Heun step and order 4 Runge-Kutta
-    steps, 1 and 6 evaluations more in all, without which the whole would be of order 2. Otherwise the
-    polynomial goes through what there is. Order 2 is never evaluated at ts[-1], nor are the others on
-    grids longer than their start.
+    While the history is shorter than order - 1, order 3 takes a Heun step and order 4 takes Runge-Kutta
+    steps; these cost 1 and 6 more evaluations in all. Without them the method would have order 2.
+    Otherwise the polynomial goes through the evaluations in the history. Order 2 never evaluates the
+    model at ts[-1]; nor do the others, if the grid is longer than these first steps.
 
     Raises:
       ValueError: order is not 1, 2, 3 or 4; 1 is Euler's method.

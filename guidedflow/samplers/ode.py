@@ -8,7 +8,7 @@ from guidedflow.types import Cond, ModelFn
 
 
 def euler(step: Step) -> tuple[Array, PyTree]:
-    """x + h v(x, t): order 1, one evaluation. On the linear path it is DDIM with eta = 0."""
+    """x + h v(x, t): order 1, one evaluation. On the linear path this is DDIM with eta = 0."""
     return step.x + (step.s - step.t) * step.first.velocity, step.memory
 
 
@@ -58,19 +58,19 @@ def sample_ode(
 
     Args:
       model: a velocity field, guided or not.
-      noise: the state at ts[0], b *d: standard normal times sigma(ts[0]), as `start` gives it.
+      noise: the state at ts[0], b *d: standard normal times sigma(ts[0]), as `start` returns it.
       ts: increasing times in [0, 1], from `times`; or a list or tuple of numbers.
       cond: condition, every leaf with the batch first.
       step: euler, midpoint, heun, rk4, or an Adams-Bashforth solver.
-      last: another solver for the last step. With `euler` the model is never evaluated at ts[-1],
-        where one that predicts data or noise is singular if that is t = 1.
-      key: for a step that draws noise, as `recurrent` does; one key, or one an example.
+      last: another solver for the last step. With `euler` the model is never evaluated at ts[-1]; a
+        model that predicts data or noise is singular there if ts[-1] is t = 1.
+      key: for a step that draws noise, such as `recurrent`; one key, or one key per example.
       trajectory: return every state, n b *d, instead of the last.
     Returns:
-      x at ts[-1], of noise's shape and dtype. Each example depends on its own noise and condition
-      alone.
+      x at ts[-1], with the shape and dtype of noise. Each example depends only on its own noise and
+      condition.
     Raises:
-      ValueError: the grid does not increase within [0, 1], or shapes or dtypes are off.
+      ValueError: the grid does not increase within [0, 1], or shapes or dtypes do not match.
     Source: Song et al. 2021, eq. 13; Lipman et al. 2023, eq. 1.
     """
     return run(model, noise, ts, cond, step, last=last, key=key, trajectory=trajectory)

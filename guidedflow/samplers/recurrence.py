@@ -1,11 +1,11 @@
-"""Self-recurrence: every step taken several times, from the same time, each from renewed noise."""
+"""Self-recurrence: every step is repeated several times from the same time, with fresh noise."""
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from guidedflow import loops
 from guidedflow.paths import Path
 from guidedflow.samplers.scan import Solver, Step
 
@@ -32,8 +32,8 @@ class Recurrent:
         lost = self.path.sigma(step.t) ** 2 - (ratio * self.path.sigma(step.s)) ** 2
         spread = jnp.sqrt(jnp.maximum(lost, 0))
 
-        def again(index: Array, carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
-            # Draw 0 of a repetition renews the noise, those after it are the solver's.
+        def again(carry: tuple[Array, PyTree], index: Array) -> tuple[tuple, None]:
+            # Draw 0 of a repetition renews the noise; later draws belong to the solver.
             begin = 1000 * (index + 1)
             x = (ratio * carry[0] + spread * step.draw(begin)).astype(step.x.dtype)
             repeated = step._replace(
@@ -42,23 +42,23 @@ class Recurrent:
                 draw=lambda n: step.draw(begin + 1 + n),
             )
             x, memory = self.solver(repeated)
-            return x.astype(step.x.dtype), memory
+            return (x.astype(step.x.dtype), memory), None
 
         x, memory = self.solver(step)
         carry = (x.astype(step.x.dtype), memory)
-        return jax.lax.fori_loop(0, self.repeats - 1, again, carry)
+        return loops.scan(again, carry, jnp.arange(self.repeats - 1))[0]
 
 
 def recurrent(solver: Solver, path: Path, repeats: int) -> Solver:
-    """Return a solver that takes every step `repeats` times, going back by fresh noise in between.
+    """Return a solver that takes every step `repeats` times and adds fresh noise to go back in between.
 
     x_s = solver step from x_t;   x_t <- a x_s + sqrt(sigma_t^2 - a^2 sigma_s^2) z,
     a = alpha_t / alpha_s,
 
-    which is how the path itself noises from s to t, so that an exact step keeps the law of x_t. It
-    brings a state that guidance pushed out of that law back towards it, at each noise level: what strong
-    gradients (`guidance.loss_guidance`) need.
-    Guidance sees one step: its schedules and its memory are those of the step's beginning.
+    The path itself noises from s to t in this way, so an exact step keeps the distribution of x_t. If
+    guidance moved the state out of that distribution, the repetitions bring it back towards it at each
+    noise level. Strong gradients (`guidance.loss_guidance`) need this.
+    All repetitions are one step for guidance: schedules and state are those of the step's beginning.
 
     Args:
       solver: any step: euler, heun, `DDIM(path, eta)`.
@@ -66,7 +66,7 @@ def recurrent(solver: Solver, path: Path, repeats: int) -> Solver:
       repeats: how often each step is taken, at least 1; 1 is the solver itself. 5 to 10 is usual.
         The evaluations grow in proportion.
     Returns:
-      A solver for `sample_ode(..., step=..., key=key)`; it draws noise where repeats > 1.
+      A solver for `sample_ode(..., step=..., key=key)`; it draws noise if repeats > 1.
     Raises:
       ValueError: repeats is not a whole number of at least 1, or the solver already goes back to a
         noisier time (EDM's churn).

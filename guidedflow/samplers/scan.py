@@ -1,10 +1,10 @@
-"""The one loop behind every sampler: a `lax.scan` over a grid, compiled once.
+"""The loop of all samplers: a `lax.scan` over a grid, compiled once.
 
-A *solver* advances one step, `solver(Step) -> (x, memory)`. What a solver needs of earlier steps it
-keeps in `memory`, begun by its optional `init(x)`; one that adds noise before it evaluates does so in
-an optional `begin(x, t, draw) -> (x, t)`, where its step then starts. Solvers are functions or frozen
-dataclasses, so an equal one does not recompile; neither does a model function rebuilt from the same
-static parts. A solver that uses an Evaluation's `renoise` or `shift` says so in its attribute
+A *solver* advances one step, `solver(Step) -> (x, memory)`. `memory` is its state from earlier steps;
+the optional method `init(x)` creates it. A solver that adds noise before it evaluates does so in the
+optional method `begin(x, t, draw) -> (x, t)`, and its step starts at the result. Solvers are functions or
+frozen dataclasses, so an equal solver does not recompile; nor does a model function rebuilt from the
+same static parts. A solver that uses `renoise` or `shift` of an Evaluation names them in its attribute
 `honours`.
 """
 
@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from guidedflow import loops
+from guidedflow.keys import example_keys
 from guidedflow.paths import Path
 from guidedflow.times import GridLike, as_grid
 from guidedflow.types import (
@@ -25,22 +27,22 @@ from guidedflow.types import (
     check_batch,
     check_floating,
     evaluate,
-    example_keys,
     init_state,
     needs,
+    wide,
 )
 
 
 class Step(NamedTuple):
-    """All that one step may use.
+    """The inputs of one step of a solver.
 
     Attributes:
       x: the state, b *d.
       t, s: scalar times, from t to s > t.
       first: the evaluation at (x, t).
-      evaluate: (x, t) -> Evaluation, further ones within the step, guided as the first.
-      draw: (n) -> standard normal like x, from each example's own key; n tells draws apart.
-      memory: the solver's own.
+      evaluate: (x, t) -> Evaluation, for further evaluations within the step, guided like the first.
+      draw: (n) -> standard normal like x, from each example's own key; each n is another draw.
+      memory: the state of the solver.
     """
 
     x: Array
@@ -56,7 +58,7 @@ Solver = Callable[[Step], tuple[Array, PyTree]]
 
 
 class _Static(NamedTuple):
-    """What is compiled in: the model's structure and non-array leaves, and the solvers."""
+    """Static arguments of the compiled program: the model's structure and non-array leaves, and the solvers."""
 
     treedef: Any
     leaves: tuple
@@ -73,7 +75,7 @@ def draw_noise(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float
     """Return standard normal noise `shape` = (b, *d); example i draws from fold_in(key, i).
 
     Args:
-      key: one key, or one an example, which then may be any part of a larger batch.
+      key: one key, or one key per example; with the latter, the batch may be a part of a larger batch.
       shape: the batch first.
     Raises:
       ValueError: a batch of keys of another size.
@@ -83,20 +85,20 @@ def draw_noise(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float
 
 
 def start(path: Path, noise: Float[Array, "b *d"], ts: GridLike) -> Float[Array, "b *d"]:
-    """Return the state at the first time of a grid that is made of noise alone.
+    """Return the state at the first time of a grid, from noise alone.
 
     x = sigma(ts[0]) noise.
 
-    The path has alpha(ts[0]) data beside it, of which nothing is known yet: the mean
-    alpha(ts[0]) E[data] and the variance alpha(ts[0])^2 Var[data] are left out. Nothing is left out
-    where alpha(ts[0]) = 0, and little where sigma / alpha is large, as it is at t = 0 of every path.
+    On the path the state also has the term alpha(ts[0]) data. The data is unknown, so its mean
+    alpha(ts[0]) E[data] and its variance alpha(ts[0])^2 Var[data] are left out. Nothing is left out if
+    alpha(ts[0]) = 0, and little if sigma / alpha is large, as at t = 0 of every path.
 
     Args:
       path: the path the model was trained on.
       noise: standard normal, from `draw_noise`.
       ts: the grid that is sampled on.
     Returns:
-      The state to begin with, of noise's shape and dtype.
+      The initial state, with the shape and dtype of noise.
     Raises:
       ValueError: the grid does not increase within [0, 1], or noise is not floating point.
     Source: Karras et al. 2022, algorithm 1: x_0 ~ N(0, sigma(t_0)^2).
@@ -131,9 +133,9 @@ def run(
     """Integrate `model` from `noise` at ts[0] to ts[-1] with `solver`; `last` takes the last step.
 
     Returns:
-      x at ts[-1], b *d; with `trajectory` every state, n b *d, the first being `noise`.
+      x at ts[-1], b *d; with `trajectory` every state, n b *d, of which the first is `noise`.
     Raises:
-      ValueError: the grid, the state's dtype or the condition's batch is off.
+      ValueError: the grid, the state's dtype or the condition's batch is wrong.
     """
     ts = as_grid(ts)
     check_floating("noise", noise)
@@ -156,25 +158,28 @@ def _run(static: _Static, arrays: list, noise: Array, ts: Array, cond: Cond, key
     pairs = zip(arrays, static.leaves, strict=True)
     leaves = [constant if array is None else array for array, constant in pairs]
     model = jax.tree.unflatten(static.treedef, leaves)
+    # Solvers and schedules compute in float32 or wider; the model gets x in the noise's own dtype.
+    ts = ts.astype(wide(noise).dtype)
 
     def advance(solver: Solver, carry: tuple, times: tuple) -> tuple:
         x, state, memory = carry
-        t, s, index = times
+        x, (t, s, index) = wide(x), times
 
-        # Compiled into the step; by itself it is traced once for all evaluations of a step.
+        # It is inlined into the step; as a jitted function it is traced once for all evaluations of a step.
         @jax.jit
         def at(x: Array, time: Array) -> tuple[Evaluation, PyTree]:
             batched = jnp.broadcast_to(time, x.shape[:1])
-            return evaluate(model, state, x.astype(noise.dtype), batched, cond, t)
+            told, after = evaluate(model, state, x.astype(noise.dtype), batched, cond, t)
+            return jax.tree.map(wide, told), after
 
         def draw(n: int | Array) -> Array:
             if keys is None:
                 raise ValueError("this sampler draws noise: pass key=jax.random.key(seed)")
 
             def one(k: PRNGKeyArray) -> Array:
-                # The initial noise came from k itself, so no draw of a step may.
+                # The initial noise was drawn from k itself, so a step must not draw from k.
                 k = jax.random.fold_in(jax.random.fold_in(k, index + 1), n)
-                return jax.random.normal(k, noise.shape[1:], noise.dtype)
+                return wide(jax.random.normal(k, noise.shape[1:], noise.dtype))
 
             return jax.vmap(one)(keys)
 
@@ -185,7 +190,7 @@ def _run(static: _Static, arrays: list, noise: Array, ts: Array, cond: Cond, key
         x, memory = solver(step)
         return x.astype(noise.dtype), state_after, memory
 
-    memory = static.solver.init(noise) if hasattr(static.solver, "init") else ()
+    memory = static.solver.init(wide(noise)) if hasattr(static.solver, "init") else ()
     carry = (noise, init_state(model, noise), memory)
     times = (ts[:-1], ts[1:], jnp.arange(ts.shape[0] - 1))
     scanned = times if static.last is None else jax.tree.map(lambda a: a[:-1], times)
@@ -195,7 +200,7 @@ def _run(static: _Static, arrays: list, noise: Array, ts: Array, cond: Cond, key
         return carry, carry[0] if static.trajectory else None
 
     states: Any
-    carry, states = jax.lax.scan(body, carry, scanned)
+    carry, states = loops.scan(body, carry, scanned)
     if static.last is not None:
         carry = advance(static.last, carry, jax.tree.map(lambda a: a[-1], times))
     if not static.trajectory:

@@ -1,4 +1,4 @@
-"""Sampling by stochastic differential equations that share the ODE's marginals."""
+"""Sampling by stochastic differential equations that have the same marginals as the ODE."""
 
 import dataclasses
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class constant:
 
 @dataclasses.dataclass(frozen=True)
 class proportional:
-    """g(t)^2 = value sigma(t): fades with the noise.  Ma et al. 2024, table 2, "sigma"."""
+    """g(t)^2 = value sigma(t): falls with the noise.  Ma et al. 2024, table 2, "sigma"."""
 
     value: float = 1.0
 
@@ -45,7 +45,7 @@ class proportional:
 
 @dataclasses.dataclass(frozen=True)
 class linear:
-    """g(t)^2 = value (1 - t): fades evenly, whatever the path.  Ma et al. 2024, table 2, "linear"."""
+    """g(t)^2 = value (1 - t): falls linearly on every path.  Ma et al. 2024, table 2, "linear"."""
 
     value: float = 1.0
 
@@ -58,10 +58,10 @@ class linear:
 
 @dataclasses.dataclass(frozen=True)
 class sbdm:
-    """g(t)^2 = value 2 (alpha'/alpha sigma^2 - sigma sigma'): at 1 the time reversal of diffusion.
+    """g(t)^2 = value 2 (alpha'/alpha sigma^2 - sigma sigma'): for value = 1, the time reversal of diffusion.
 
-    On VariancePreserving that is beta, on EDM -2 sigma sigma'. Infinite where alpha = 0: begin the grid
-    after t = 0 on the linear and trigonometric paths.  Song et al. 2021, eq. 6; Ma et al. 2024,
+    On VariancePreserving it is beta, on EDM -2 sigma sigma'. It is infinite where alpha = 0, so begin the
+    grid after t = 0 on the linear and trigonometric paths.  Song et al. 2021, eq. 6; Ma et al. 2024,
     table 2, "SBDM".
     """
 
@@ -91,7 +91,7 @@ class cosine:
 
 @dataclasses.dataclass(frozen=True)
 class bump:
-    """g(t)^2 = value sin(pi t)^2: none at either end.  Ma et al. 2024, "increasing-decreasing"."""
+    """g(t)^2 = value sin(pi t)^2: 0 at both ends.  Ma et al. 2024, "increasing-decreasing"."""
 
     value: float = 1.0
 
@@ -131,7 +131,7 @@ class StochasticHeun:
 
     x_e = x + h a(x, t) + g sqrt(h) z,   x_s = x + h/2 (a(x, t) + a(x_e, s)) + g sqrt(h) z,
 
-    g^2 the mean of both ends'.  Kloeden & Platen 1992, chapter 15, for noise that does not depend on x.
+    g^2 is the mean over both ends.  Kloeden & Platen 1992, chapter 15, for noise that does not depend on x.
     """
 
     path: Path
@@ -159,7 +159,7 @@ def stochastic_heun(path: Path, diffusion: Diffusion) -> Solver:
 
 @dataclasses.dataclass(frozen=True)
 class Tweedie:
-    """The data estimate at (x, t), read as the state at s: alpha(s) data + sigma(s) noise."""
+    """The state at s from the estimates at (x, t): alpha(s) data + sigma(s) noise."""
 
     path: Path
 
@@ -195,17 +195,17 @@ def sample_sde(
 
     dx = [v(x, t) + g(t)^2 / 2 score(x, t)] dt + g(t) dW,
 
-    score from the velocity by `predictions.conversion`. g = 0 is the ODE under Euler; a larger g
-    forgets earlier errors and needs smaller steps, h g^2 well under sigma^2. With
-    euler_maruyama, or a last step, the drift is not evaluated at ts[-1].
+    with the score converted from the velocity by `predictions.conversion`. g = 0 is the ODE under Euler.
+    A larger g removes earlier errors but needs smaller steps, h g^2 well below sigma^2. With
+    euler_maruyama, or with a `last` step, the drift is not evaluated at ts[-1].
 
     Args:
       model, noise, ts, cond, trajectory: as for `sample_ode`.
-      key: one key, or one an example; example i draws from fold_in(key, i).
+      key: one key, or one key per example; example i draws from fold_in(key, i).
       path: the path the model was trained on.
-      diffusion: g, (path, t) -> number >= 0: constant, proportional, linear, sbdm, cosine, bump, or one's own.
+      diffusion: g, (path, t) -> number >= 0: constant, proportional, linear, sbdm, cosine, bump, or your own.
       step: euler_maruyama or stochastic_heun.
-      last: the last step: `mean` (no noise added), `tweedie` (the data estimate), None (as others).
+      last: the last step: `mean` (adds no noise), `tweedie` (the data estimate), None (like the others).
     Raises:
       ValueError: as `sample_ode`.
     Source: Ma et al. 2024 (SiT), eq. 4-5; Albergo et al. 2023, theorem 2.6.

@@ -23,7 +23,7 @@ from guidedflow.times import GridLike, as_grid
 from guidedflow.types import RENOISE, Cond, ModelFn
 
 Rate = Callable[[Array], Array]
-"""B(h), any function of h + O(h^2): what the two-point formulas take in place of 2 m_1."""
+"""B(h), any function h + O(h^2): the two-point formulas use it in place of 2 m_1."""
 
 
 def bh1(h: Array) -> Array:
@@ -32,7 +32,7 @@ def bh1(h: Array) -> Array:
 
 
 def bh2(h: Array) -> Array:
-    """B(h) = e^h - 1, which for data prediction is 1 - e^(-h).  Zhao et al. 2023, section 4.1."""
+    """B(h) = e^h - 1; for data prediction this is 1 - e^(-h).  Zhao et al. 2023, section 4.1."""
     return -jnp.expm1(-h)
 
 
@@ -64,13 +64,13 @@ class UniPC:
         return [moments[0], 0.5 * self.rate(h)] if count == 2 else moments
 
     def _corrected(self, before: Before, predicted: Array, data: Array, t: Array) -> Array:
-        """Return the state at t by a polynomial through its own evaluation too: UniC."""
+        """Return the corrected state at t: the polynomial also goes through the evaluation at t (UniC)."""
         start, end = before.history.at[0], half_log_snr(self.path, t)
-        # After a step from alpha = 0, h is infinite and DDIM's step has nothing to be corrected with.
+        # After a step from alpha = 0, h is infinite, and DDIM's step is not corrected.
         usable = (before.history.seen > 0) & jnp.isfinite(start)
         h = jnp.where(usable, interval(start, end), 1)
         earlier = positions(before.history, start, h)[1:]
-        # One row more than the predictor's: the evaluation at t comes second, at u = 1.
+        # One row more than in the predictor: the evaluation at t is the second, at u = 1.
         nodes = [jnp.zeros_like(h), jnp.ones_like(h), *earlier]
         weights = correction(nodes, h, self._moments, before.order + 1)
         old = before.history.values
@@ -108,22 +108,22 @@ def sample_unipc(
     lower_order_final: bool = True,
     trajectory: bool = False,
 ) -> Array:
-    """Carry noise to data by UniPC of order 2 or 3, one evaluation a step.
+    """Carry noise to data by UniPC of order 2 or 3, one evaluation per step.
 
     Predict:  x_s = (sigma_s / sigma_t) x_t + alpha_s sum_j w_j D_j, j over the last `order` estimates.
-    Correct, once D_s at the predicted x_s is known, as the next step begins: the same sum with D_s
-    among the D_j, which raises the order by one. D_s is not evaluated again.
+    Correct:  the same sum with D_s among the D_j, which raises the order by one. This is done when the
+    next step begins, because D_s at the predicted x_s is then known; it is not evaluated again.
 
-    The weights are exact but where two estimates are joined; there m_1 = B(h) / 2. The last state is
-    predicted only; it and the steps to sigma = 0 or from alpha = 0 are as in `sample_dpmpp`.
+    The weights are exact, except with two estimates, where m_1 = B(h) / 2. The last state is only
+    predicted. That step, and steps to sigma = 0 or from alpha = 0, are as in `sample_dpmpp`.
 
     Args:
-      model, noise, ts, cond, path, trajectory: as for `sample_dpmpp`; the states are the predicted.
-      order: of the predictor, 1, 2 or 3.
+      model, noise, ts, cond, path, trajectory: as for `sample_dpmpp`; the states are the predicted ones.
+      order: order of the predictor, 1, 2 or 3.
       rate: bh1 or bh2.
-      lower_order_final: let the order fall to 1 over the last steps.
+      lower_order_final: whether the order falls to 1 over the last steps.
     Raises:
-      ValueError: order not 1, 2 or 3; as `sample_ode`.
+      ValueError: order is not 1, 2 or 3; otherwise as `sample_ode`.
     Source: Zhao et al. 2023, algorithms 5-8, data prediction; eq. 8 and 9.
     """
     if isinstance(order, bool) or order not in (1, 2, 3):

@@ -1,1 +1,1 @@
-"""Training: state, step, strategies over devices, checkpoints and the loop that joins them."""
+"""Training: state, step, sharding strategies, checkpoints and the training loop."""

@@ -1,4 +1,4 @@
-"""Batches as a run takes them: numbered rows, and the held-out ones."""
+"""Batches of a run: training batches with example indices, and held-out batches."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ from guidedflow.training.state import TrainState
 
 
 class Numbered:
-    """Batches with `index`, each row's place in the global batch, which its draws depend on.
+    """Batches with `index`, the row's position in the global batch, on which its random draws depend.
 
-    Texts stay on the host: a condition made of them has been turned into numbers by a map of the set.
+    Texts stay on the host. A condition made of texts was converted to numbers by a map of the data set.
     """
 
     def __init__(self, batches: data.Batches) -> None:
@@ -32,9 +32,9 @@ class Numbered:
 
 
 class HeldOut:
-    """Loss, and more where the task measures it, on held-out examples with the averaged parameters.
+    """Loss and the task's other measures on held-out examples, with the EMA parameters.
 
-    The same draws every time.
+    The draws are the same every time.
     """
 
     def __init__(self, setup: Setup) -> None:

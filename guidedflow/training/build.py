@@ -20,13 +20,15 @@ from guidedflow.registry import choose
 from guidedflow.scales import TakesScale
 from guidedflow.target import Target, attached
 from guidedflow.training import parallel, registries, state
-from guidedflow.training.config import check, identity
+from guidedflow.training.config import identity, settled
+from guidedflow.training.config_check import check
 from guidedflow.training.flops import counted
 from guidedflow.training.load import load_bundle
 from guidedflow.training.step import Batch, LossFn, Schedule, StepFn, ema_schedule, make_step
 from guidedflow.training.tasks import TASKS, Parts, Task
 from guidedflow.training.tasks.task import network_inputs
-from guidedflow.types import ModelFn
+from guidedflow.training.telling import told
+from guidedflow.types import Cond, ModelFn
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Setup:
 
     @property
     def config(self) -> ConfigDict:
-        """The config, as checked."""
+        """The config, as checked and settled."""
         return self.parts.config
 
     @property
@@ -104,10 +106,15 @@ class Setup:
         network = over_devices(self.network, self.target.count)
         return model_fn(network, params, self.path, self.predicts)
 
-    def guided(self, params: PyTree, scale: float) -> ModelFn:
-        """Return the velocity field guided as it was trained for: by its null branch, or by itself."""
+    def guided(self, params: PyTree, scale: float, null: Cond | None = None) -> ModelFn:
+        """Return the velocity field guided as it was trained for: by its null branch, or by itself.
+
+        Args:
+          null: in place of the condition's own, as the network has encoded it.
+        """
         number = self.takes_scale.number(scale)
-        return self.takes_scale.guided(self.model(params), self.parts.condition.null(), number)
+        null = self.parts.condition.null() if null is None else null
+        return self.takes_scale.guided(self.model(params), null, number)
 
     def measures(self, params: PyTree, batch: Batch, key: Array) -> dict[str, Array]:
         """Return what is taken of held-out examples: the loss and what the task adds."""
@@ -125,9 +132,11 @@ class Setup:
         key = jax.random.key(0)
         fresh = jax.eval_shape(self.init, key)
         rows = self.config.batch
+        # Texts stay on the host, see `batches.Numbered`.
+        example = {k: v for k, v in self.dataset.take(1).items() if v.dtype != object}
         batch = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype),
-            {**self.dataset.take(1), "index": jnp.zeros(1, jnp.int32)},
+            {**example, "index": jnp.zeros(1, jnp.int32)},
         )
 
         def mean(params: PyTree, batch: Batch) -> Array:
@@ -196,6 +205,7 @@ def build(
         that do not fit one another or the devices.
     """
     check(config)
+    config = settled(config)
     target = target or attached()
     make_strategy = choose("strategy", config.parallel.strategy, parallel.STRATEGIES)
     strategy = make_strategy(target, config.parallel.data, config.parallel.fsdp)
@@ -211,6 +221,7 @@ def build(
         dataset = load_dataset(config, config.dataset.split)
         if config.dataset.held_out:
             held_out = load_dataset(config, config.dataset.held_out, dataset.class_names)
+    dataset, held_out = told(config, dataset, held_out)
     if config.dataset.flip and dataset.decoder is not None:
         raise ValueError(
             "config.dataset.flip mirrors pixels, and these are latents; mirror the images when they "

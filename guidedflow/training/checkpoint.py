@@ -1,8 +1,8 @@
-"""Checkpoints: orbax for the arrays, and around it what makes a resumed run one to trust.
+"""Checkpoints: orbax stores the arrays; checksums, fingerprints and the run's identity are stored too.
 
-`checkpoints/00000120/` holds `state/` (orbax), `run.json` (format, step, identity, config, and
+`checkpoints/00000120/` has `state/` (orbax), `run.json` (format, step, identity, config, and
 structure and fingerprint of every leaf) and `files.json` (size and checksum of every file). It is
-written as `.saving-00000120` and renamed when whole, so what bears a number is complete.
+written as `.saving-00000120` and renamed when complete, so every numbered folder is complete.
 """
 
 import json
@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from guidedflow.training import integrity, processes
+from guidedflow.training.agreement import check_identity, check_structure
+from guidedflow.training.config import completed
 from guidedflow.training.state import TrainState, fingerprint, structure
 
 FORMAT = 1
@@ -28,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 
 class SaveError(OSError):
-    """A checkpoint could not be written; the older ones are untouched."""
+    """A checkpoint could not be written; older checkpoints are not changed."""
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay: the newest `last`, each multiple of `every`, the `best` by `metric`.
+    """Which checkpoints are kept: the newest `last`, each multiple of `every`, the `best` by `metric`.
 
-    0 switches a rule off, but for `last`, which is at least 1. A lower metric is better.
+    0 switches a rule off; only `last` must be at least 1. A lower metric is better.
     """
 
     last: int = 3
@@ -48,7 +50,7 @@ class Keep:
             raise ValueError(f"keep: last must be at least 1, every and best at least 0: {self}")
 
     def kept(self, metrics: Mapping[int, Mapping[str, float]]) -> set[int]:
-        """Return the steps to keep out of those in `metrics`."""
+        """Return the steps to keep, of those in `metrics`."""
         steps = sorted(metrics)
         keep = set(steps[-self.last :])
         if self.every:
@@ -61,15 +63,15 @@ class Keep:
 
 @dataclass(frozen=True)
 class Record:
-    """What stands beside the arrays, in `run.json`.
+    """The content of `run.json`, which is stored beside the arrays.
 
     Attributes:
-      step: steps done.
-      identity: what must not change in a run, flat, field name to JSON value.
+      step: number of steps done.
+      identity: values that must not change within a run, field name to JSON value.
       config: the resolved config.
       leaves: leaf path to (dtype and shape, fingerprint).
-      metrics: what `Keep.best` compares.
-      pending: metrics of the steps since the last logged one, so that the log goes on exactly.
+      metrics: the metrics that `Keep.best` compares.
+      pending: metrics of the steps since the last log line, so that a resumed log is exactly the same.
       format: version of this layout.
     """
 
@@ -90,7 +92,7 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of a step lies."""
+    """Return the folder of the checkpoint of a step."""
     return folder / f"{step:08d}"
 
 
@@ -107,59 +109,16 @@ def read_record(path: Path) -> Record:
             f"up to {FORMAT}); upgrade guidedflow"
         )
     raw["leaves"] = {name: tuple(value) for name, value in raw["leaves"].items()}
+    raw["identity"] = completed(raw["identity"], raw["config"])
     return Record(**raw)
 
 
-def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another run, naming the first field that differs.
-
-    A field that the checkpoint does not have was added to the program after it was written.
-
-    Raises:
-      ValueError: a field differs.
-    """
-    for name in sorted(found):
-        ours, theirs = wanted.get(name), found.get(name)
-        if ours != theirs:
-            if isinstance(ours, list) and isinstance(theirs, list):
-                # A thousand class names tell less than the first that only one side has.
-                ours, theirs = _missing(ours, theirs) or ours, _missing(theirs, ours) or theirs
-            raise ValueError(
-                f"{path} belongs to a run with {name}={_brief(theirs)}, this one has "
-                f"{name}={_brief(ours)}; take that value or another workdir"
-            )
-
-
-def _missing(of: list, there: list) -> list:
-    """Return the first entries of one list that the other has not."""
-    return [entry for entry in of if entry not in there][:3]
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:199]}…"
-
-
-def check_structure(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Refuse a checkpoint of another model, naming the first leaf that differs.
-
-    Raises:
-      ValueError: a leaf is absent or has another dtype or shape.
-    """
-    for name in sorted({*found, *wanted}):
-        if found.get(name) != wanted.get(name):
-            raise ValueError(
-                f"{path} is of another model: {name} is {found.get(name, 'absent')} there and "
-                f"{wanted.get(name, 'absent')} here"
-            )
-
-
 class Damaged(Exception):
-    """A checkpoint that does not hold what was saved."""
+    """A checkpoint does not contain what was saved."""
 
 
 def _load(path: Path, record: Record, abstract: TrainState, only: str | None) -> TrainState:
-    """Read the arrays and compare their fingerprints; `only` reads one field of the state."""
+    """Read the arrays and compare their fingerprints; with `only`, read one field of the state."""
     if only:
         others = {name: getattr(abstract, name) for name in abstract._fields if name != only}
         skipped = jax.tree.map(lambda _: ocp.PLACEHOLDER, others)
@@ -192,24 +151,27 @@ def restore(
     abstract: TrainState,
     identity: Mapping[str, Any] | None = None,
     *,
+    override: Collection[str] = (),
     only: str | None = None,
     repair: bool = False,
     say: Callable[[str], None] = logger.warning,
 ) -> tuple[TrainState, Record] | None:
-    """Return the newest checkpoint that is whole, and its record, or None where there is none.
+    """Return the newest undamaged checkpoint and its record, or None if there is no checkpoint.
 
-    Walks from newest to oldest. A damaged one is said and, with `repair`, renamed aside; one of
-    another run, model or version is refused at once, since an older one would be no better.
+    Checkpoints are tried from the newest to the oldest. A damaged one is reported and, with `repair`,
+    renamed. A checkpoint of another run, model or version raises at once, because an older one would
+    be no better.
 
     Args:
       folder: the run's `checkpoints` folder.
       abstract: shapes, dtypes and shardings wanted; these may differ from those saved with.
       identity: what must match; None accepts any run of the same structure.
+      override: fields of `identity` that may differ.
       only: read this field of the state alone (`"ema"` for sampling); the others stay placeholders.
       repair: rename damaged checkpoints; only for the run that owns the folder.
-      say: gets one line for every damaged checkpoint.
+      say: called with one line for every damaged checkpoint.
     Raises:
-      ValueError: another identity, structure or a newer format; every checkpoint is damaged.
+      ValueError: identity or structure differ, the format is newer, or all checkpoints are damaged.
     """
     steps = processes.as_lead_sees(steps_in(folder))
     for step in reversed(steps):
@@ -217,7 +179,7 @@ def restore(
         try:
             record = _verified(path)
             if identity is not None:
-                check_identity(path, record.identity, identity)
+                check_identity(path, record.identity, identity, override)
             found = {name: shape for name, (shape, _) in record.leaves.items()}
             check_structure(path, found, structure(abstract))
             return _load(path, record, abstract, only), record
@@ -234,9 +196,9 @@ def restore(
 
 
 class Checkpointer:
-    """Writes the checkpoints of one run, in the background, one at a time.
+    """Writes the checkpoints of one run in the background, one at a time.
 
-    Every process of the run calls `save` at the same steps; process 0 commits and deletes.
+    All processes of the run call `save` at the same steps; process 0 commits and deletes.
     """
 
     def __init__(self, folder: Path, identity: dict, config: dict, keep: Keep) -> None:
@@ -248,7 +210,7 @@ class Checkpointer:
             for left in [*folder.glob(".saving-*"), *folder.glob(".deleting-*")]:
                 shutil.rmtree(left, ignore_errors=True)
         processes.barrier("checkpoint folder")
-        # Not looked up again: while process 0 commits a step, the others would see it or not.
+        # The folder is not listed again: while process 0 commits a step, processes could see different lists.
         self._saved = set(processes.as_lead_sees(steps_in(folder)))
 
     def save(
@@ -257,10 +219,10 @@ class Checkpointer:
         metrics: dict[str, float] | None = None,
         pending: list[dict[str, float]] | None = None,
     ) -> None:
-        """Start saving a step, once; blocks only while the arrays are copied to the host.
+        """Start saving a step, only once per step; it blocks only while arrays are copied to the host.
 
         Raises:
-          SaveError: this save could not start, or the one before it failed.
+          SaveError: this save could not start, or the previous save failed.
         """
         self.wait()
         step = int(state.step)
@@ -292,7 +254,7 @@ class Checkpointer:
             raise _save_error(final, error) from error
 
     def _forget(self) -> None:
-        """Delete what the policy does not keep."""
+        """Delete the checkpoints that the policy does not keep."""
         steps = steps_in(self.folder)
         metrics = {}
         for step in steps:
@@ -304,15 +266,15 @@ class Checkpointer:
             integrity.remove(path_of(self.folder, step))
 
     def poll(self) -> None:
-        """Raise what a save that has ended in the meantime ran into."""
+        """Raise the error of a save that has failed in the meantime."""
         if self._saving is not None and self._saving.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the save under way, if any.
+        """Wait for the running save, if there is one.
 
         Raises:
-          SaveError: it failed.
+          SaveError: the save failed.
         """
         saving, self._saving = self._saving, None
         if saving is not None:
@@ -320,7 +282,7 @@ class Checkpointer:
 
 
 def _save_error(path: Path, error: Exception) -> SaveError:
-    # Tensorstore's lines are long, and Python's have a number where a reader wants the reason.
+    # Tensorstore's messages are long, and Python's begin with an error number instead of the reason.
     code = re.search(r"os_error_code='(\d+)'|\[Errno (\d+)\]", str(error))
     reason = os.strerror(int(code[1] or code[2])) if code else _first_line(error)
     return SaveError(f"cannot write checkpoint {path}: {reason}")

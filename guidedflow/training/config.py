@@ -1,20 +1,24 @@
 """Every field of a training config with its default, and what a parsed config must satisfy.
 
 A file in `configs/` starts from `defaults()` and sets what it changes. Fields without a value
-(`placeholder`) leave the choice to the network preset, the path, or whatever takes them.
+(`placeholder`) leave the choice to the network preset, the path, or whatever takes them. Of `network`
+the fields that most networks share are listed; a file or a flag may set any other field that the
+preset's network has.
 """
 
+import copy
 import json
-import math
 from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from guidedflow import models
 from guidedflow.registry import nearest
 
-# Fields that may change when a run is resumed: they move no parameter, or only the run's end.
+# Fields that may change when a run is resumed: they move no parameter, or only the run's end. The
+# learning rate does not follow `steps`: it follows `optimizer.decay_steps`, set at the run's start.
 _FREE = (
     "steps",
     "accumulate",
@@ -25,6 +29,7 @@ _FREE = (
     "checkpoint",
     "sample",
     "held_out",
+    "dataset.held_out",
     "dataset.data_dir",
     "network.attention",
     "network.kernels",
@@ -37,7 +42,7 @@ _RENAMED = {"network.products": "network.kernels"}
 
 
 def defaults() -> ConfigDict:
-    """Return a config with every field, set for the digits."""
+    """Return a config with every field."""
     return ConfigDict(
         {
             "task": "flow",  # what is trained: flow, classifier, distillation or guidance_free
@@ -83,13 +88,27 @@ def defaults() -> ConfigDict:
             "dataset": {  # where examples come from
                 "name": "digits",  # digits, a tensorflow-datasets name, folder:PATH or latents:PATH
                 "split": "train",  # part that is trained on
-                "held_out": "test",  # part that is only measured on; empty for none
+                "held_out": "",  # part that is only measured on; empty for none
                 "image_size": placeholder(int),  # side that pictures are scaled and cropped to
                 "flip": False,  # mirror half of the pictures at random
                 "data_dir": "",  # folder of prepared sets; empty for the user's cache
             },
-            "network": {  # unset fields are as the preset has them
-                "preset": "digits",  # a network by name, as DiT-B/2
+            "condition": {  # what the network is told of an example
+                # labels, prompts or both; empty: what the data set says, the labels of most
+                "kind": "",
+                "tokenizer": "",  # folder of CLIP's vocab.json and merges.txt; empty: units are learned
+                "vocabulary": 2048,  # most units that are learned from the training captions
+                "length": 32,  # positions of a prompt, with its start and end
+                "drop_label": 0.0,  # of both: share of labels left out alone, beside drop_rate
+                "drop_prompt": 0.0,  # of both: share of prompts left out alone, beside drop_rate
+            },
+            "text": {  # the encoder of prompts, learned with the network
+                "width": 128,  # channels of a unit
+                "depth": 2,  # number of blocks
+                "heads": 4,  # of attention
+            },
+            "network": {  # unset fields are as the preset has them; every field of its network can be set
+                "preset": "DiT-S/2",  # a network by name, as DiT-B/2 or UNet-M
                 "dtype": "auto",  # of compute: bfloat16 on accelerators, float32 on CPU
                 "patch": placeholder(int),  # side of the squares that become tokens
                 "width": placeholder(int),  # channels of a token
@@ -106,8 +125,11 @@ def defaults() -> ConfigDict:
             "optimizer": {  # and its learning rate over the steps
                 "name": "adamw",  # adamw or lion
                 "learning_rate": 1e-3,  # at its peak
-                "warm_up": 200,  # steps of linear growth from 0
-                "schedule": "cosine",  # to `final` × learning_rate at the last step; or "constant"
+                # steps of linear growth from 0; unset: 5% of the steps, at most 1000
+                "warm_up": placeholder(int),
+                "schedule": "cosine",  # to `final` × learning_rate at `decay_steps`; or "constant"
+                # where "cosine" ends; unset: `steps` at the start, which a longer run keeps
+                "decay_steps": placeholder(int),
                 "final": 0.01,  # share of learning_rate that "cosine" ends at
                 "b1": 0.9,  # decay of the mean of gradients
                 "b2": 0.999,  # decay of the mean of their squares
@@ -147,7 +169,8 @@ def defaults() -> ConfigDict:
             "sample": {  # grids drawn while training
                 "every": 500,  # steps between grids; 0 for never
                 "rows": 4,  # images a class
-                "classes": 10,  # drawn, from the first
+                "classes": placeholder(int),  # drawn, from the first; unset: all, at most 16
+                "prompts": (),  # drawn in place of the classes
                 "scale": 2.0,  # guidance scale
                 "steps": 16,  # of the solver
             },
@@ -169,101 +192,65 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
+def settled(config: ConfigDict, run: ConfigDict | None = None) -> ConfigDict:
+    """Return a config with values for those unset fields that follow from the length of the run.
+
+    Args:
+      config: is left as it is.
+      run: the settled config of the run that is gone on with, whose values are kept: a run that is
+        made longer keeps its learning rates.
+    """
+    whole = copy.deepcopy(config)
+    optimizer = whole.optimizer
+    if optimizer.decay_steps is None:
+        optimizer.decay_steps = run.optimizer.decay_steps if run else whole.steps
+    if optimizer.warm_up is None:
+        optimizer.warm_up = run.optimizer.warm_up if run else min(whole.steps // 20, 1000)
+    return whole
+
+
 def identity(config: ConfigDict) -> dict[str, Any]:
     """Return the fields that must stay as they are for a run to be the same run."""
     free = tuple(f"{name}." for name in _FREE)
-    flat = {name: value for name, value in leaves(config) if not f"{name}.".startswith(free)}
+    # A field of the network that is not set differs from one that is.
+    unset = dict.fromkeys(f"network.{name}" for name in models.settable(config.network.preset))
+    flat = {
+        name: value
+        for name, value in {**unset, **dict(leaves(config))}.items()
+        if not f"{name}.".startswith(free)
+    }
     return json.loads(json.dumps(flat))
+
+
+def completed(identity: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's identity with what an older version did not write apart.
+
+    The cosine ended at the last step before its end was a field.
+    """
+    if "optimizer.schedule" not in identity:
+        return identity
+    return {"optimizer.decay_steps": resolved["steps"], **identity}
 
 
 def from_resolved(raw: dict[str, Any]) -> ConfigDict:
     """Return the config that `resolved` was made of.
 
+    Before the end of the cosine was a field it was the last step.
+
     Raises:
       ValueError: it has a field that this version does not know.
     """
     config = defaults()
+    config.optimizer.decay_steps = raw.get("steps")
     known = dict(leaves(config))
+    own = models.settable(raw.get("network", {}).get("preset", config.network.preset))
     for name, value in leaves(ConfigDict(raw)):
         name = _RENAMED.get(name, name)
-        if name not in known:
-            raise ValueError(f"unknown config field {name!r}{nearest(name, list(known))}")
         section, _, last = name.rpartition(".")
+        if name not in known and section == "network" and last in own and value is None:
+            continue
+        if name not in known and not (section == "network" and last in own):
+            raise ValueError(f"unknown config field {name!r}{nearest(name, list(known))}")
         target = config[section] if section else config
         target[last] = tuple(value) if isinstance(value, list | tuple) else value
     return config
-
-
-# Field to its least and greatest value; None for no bound.
-_RANGES: dict[str, tuple[float | None, float | None]] = {
-    "seed": (0, 2**31 - 1),
-    "steps": (1, None),
-    "batch": (1, None),
-    "accumulate": (1, None),
-    "drop_rate": (0, 1),
-    "guidance_free.low": (0, 1),
-    "optimizer.learning_rate": (0, None),
-    "optimizer.warm_up": (0, None),
-    "optimizer.final": (0, 1),
-    "optimizer.b1": (0, 1),
-    "optimizer.b2": (0, 1),
-    "optimizer.weight_decay": (0, None),
-    "optimizer.clip": (0, None),
-    "ema.decay": (0, 1),
-    "parallel.data": (0, None),
-    "parallel.fsdp": (0, None),
-    "input.depth": (1, None),
-    "input.threads": (1, None),
-    "input.processes": (0, None),
-    "log.every": (1, None),
-    "checkpoint.every": (1, None),
-    "checkpoint.keep_last": (1, None),
-    "checkpoint.keep_every": (0, None),
-    "checkpoint.keep_best": (0, None),
-    "held_out.every": (0, None),
-    "held_out.batches": (1, None),
-    "sample.every": (0, None),
-    "sample.rows": (1, None),
-    "sample.classes": (1, None),
-    "sample.steps": (1, None),
-}
-_CHOICES = {
-    "nonfinite": ("stop", "skip"),
-    "optimizer.schedule": ("cosine", "constant"),
-    "network.dtype": ("auto", "float32", "bfloat16", "float16"),
-}
-
-
-def check(config: ConfigDict) -> None:
-    """Refuse values that parse and yet cannot be meant: NaN, tuples of another length, ranges.
-
-    Raises:
-      ValueError: names the field, what it must be and what it is.
-    """
-    known = dict(leaves(defaults()))
-    values = dict(leaves(config))
-    for name, value in values.items():
-        if name not in known:
-            raise ValueError(f"unknown config field {name!r}{nearest(name, list(known))}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"config.{name} must be a finite number, got {value}")
-        default = known[name]
-        if isinstance(default, tuple) and len(value) != len(default):
-            raise ValueError(f"config.{name} must have {len(default)} values, got {value}")
-        if name in _CHOICES and value not in _CHOICES[name]:
-            hint = nearest(value, list(_CHOICES[name]))
-            raise ValueError(f"config.{name} must be one of {_CHOICES[name]}, got {value!r}{hint}")
-        low, high = _RANGES.get(name, (None, None))
-        if (low is not None and value < low) or (high is not None and value > high):
-            bound = f"at least {low}" if high is None else f"in [{low}, {high}]"
-            raise ValueError(f"config.{name} must be {bound}, got {value}")
-    for name in known:
-        if name not in values:
-            raise ValueError(f"config.{name} is missing; start the config from defaults()")
-    if config.optimizer.warm_up > config.steps:
-        raise ValueError(
-            f"config.optimizer.warm_up must not exceed config.steps={config.steps}, "
-            f"got {config.optimizer.warm_up}"
-        )
-    if min(config.log.profile) < 0:
-        raise ValueError(f"config.log.profile must hold no negative step, got {config.log.profile}")

@@ -1,7 +1,6 @@
-"""What each field of a config means, read from the comments beside it in `config.defaults`.
+"""The meaning of each config field, read from the comments in `config.defaults`.
 
-The comments are the one place where a field is explained: `guidedflow train --help` and the page of the
-docs print what is read here.
+Fields are explained only in these comments. `guidedflow train --help` and the docs page print them.
 """
 
 import ast
@@ -16,7 +15,7 @@ SOURCE = Path(__file__).with_name("config.py")
 
 
 class Field(NamedTuple):
-    """One field: its full name, its default as it is written, and its comment."""
+    """One field: its full name, its default as written in the source, and its comment."""
 
     name: str
     default: str
@@ -26,11 +25,11 @@ class Field(NamedTuple):
 def fields(source: str | None = None) -> list[Field]:
     """Return every field of `defaults()`, in its order.
 
-    A field's comment stands on its line, or on the lines of nothing but comments above it. A comment on
-    the line that opens a section belongs to the section, which is a `Field` whose default is empty.
+    A field's comment is on its line, or on the comment lines above it. A comment on the line that opens
+    a section belongs to the section, which is a `Field` with an empty default.
 
     Args:
-      source: of a module with `defaults`; that of guidedflow.training.config otherwise.
+      source: source text of a module with `defaults`; by default that of guidedflow.training.config.
     """
     source = SOURCE.read_text() if source is None else source
     comments = {
@@ -71,14 +70,14 @@ def fields(source: str | None = None) -> list[Field]:
 
 
 def _default(value: ast.expr) -> str:
-    """Return a default as it is written; of a field without a value, its type."""
+    """Return a default as written in the source; for a field without a value, its type."""
     if isinstance(value, ast.Call):
         return f"unset ({ast.unparse(value.args[0])})"
     return ast.unparse(value)
 
 
 def _sections(given: Sequence[Field]) -> dict[Field, list[Field]]:
-    """Return every section with its fields; those of no section come first."""
+    """Return every section with its fields; fields without a section come first."""
     sections: dict[Field, list[Field]] = {Field("", "", ""): []}
     sections |= {field: [] for field in given if not field.default}
     by_name = {section.name: members for section, members in sections.items()}
@@ -89,7 +88,7 @@ def _sections(given: Sequence[Field]) -> dict[Field, list[Field]]:
 
 
 def as_text(given: Sequence[Field]) -> str:
-    """Return the fields as flags of a command line, each with its comment below."""
+    """Return the fields as command-line flags, each with its comment below."""
     lines = []
     for section, members in _sections(given).items():
         if section.name:
@@ -103,7 +102,7 @@ def as_text(given: Sequence[Field]) -> str:
 
 
 def as_markdown(given: Sequence[Field]) -> str:
-    """Return the fields as tables of Markdown, one a section."""
+    """Return the fields as Markdown tables, one per section."""
     lines = []
     for section, members in _sections(given).items():
         if section.name:

@@ -1,7 +1,7 @@
-"""Floating-point operations of a function, counted from what it traces to.
+"""Floating-point operations of a function, counted from its jaxpr.
 
-XLA's own count takes the body of a loop once, so that a stack scanned over its layers or a step that
-accumulates would seem to do a fraction of its work.
+XLA's own count takes the body of a loop only once. For a stack scanned over its layers, or a step with
+gradient accumulation, it would be only a fraction of the work.
 """
 
 import math
@@ -13,14 +13,15 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
 def counted(function: Callable[..., Any], *arguments: Any) -> float:
-    """Return the operations of the matrix products and convolutions in one call, 2 a multiply-add.
+    """Return the operations of the matmuls and convolutions in one call, 2 per multiply-add.
 
-    What lies between them, activations and normalisation, is left out, as is usual. A scan counts as
-    often as it runs, a branch as its costlier side, and a while loop, whose end is not known, once.
+    Activations and normalisation are left out, as usual. The body of a scan counts once per iteration,
+    a `cond` counts its more expensive branch, and the body of a while loop counts once, because the
+    number of iterations is not known.
 
     Args:
-      function: pure, traceable.
-      arguments: arrays, or `jax.ShapeDtypeStruct` in their place.
+      function: a pure, traceable function.
+      arguments: arrays or `jax.ShapeDtypeStruct`.
     """
     return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -42,13 +43,13 @@ def _of_equation(equation: JaxprEqn) -> float:
         return 2.0 * shapes[0][-2 if across else -1] * math.prod(made)
     if name.startswith("guidedflow_attention"):
         examples, tokens, features = shapes[0]
-        # Attention is two products; its gradient, which computes one of them again, five.
+        # Attention is two matmuls. Its gradient is five, because it computes one of them again.
         products = 5 if name == "guidedflow_attention_gradient" else 2
         return products * 2.0 * examples * tokens**2 * features / 3
     if name == "conv_general_dilated":
         kernel = shapes[1]
         each = math.prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]
-        # Of a dilated input the zeros between its values are no work.
+        # The zeros between the values of a dilated input are not counted.
         each /= math.prod(params["lhs_dilation"])
         return 2.0 * each * math.prod(made)
     inner = [_of(jaxpr) for jaxpr in _inside(params.values())]
@@ -58,7 +59,7 @@ def _of_equation(equation: JaxprEqn) -> float:
 
 
 def _inside(values: Any) -> Iterator[Jaxpr]:
-    """Yield the programs among an equation's parameters."""
+    """Yield the jaxprs among an equation's parameters."""
     for value in values:
         if isinstance(value, ClosedJaxpr):
             yield value.jaxpr

@@ -1,4 +1,4 @@
-"""Grids of samples as PNG, drawn without a plotting library, which takes longer to load than to draw."""
+"""Grids of samples as PNG, drawn without a plotting library, because importing one takes longer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,16 +7,17 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from guidedflow.conditions import Condition
 from guidedflow.files import replacing
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-# Pixels of the picture: side of one image at least, size of letters, and space around them.
+# Pixels of the image: side of one image at least, size of letters, and space around them.
 _CELL, _LETTERS, _SMALLEST, _SPACE = 60, 15, 8, 8
 
 
 def to_uint8(images: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
-    """Round images in [-1, 1] to bytes; what lies outside is cut."""
+    """Round images in [-1, 1] to bytes; values outside are clipped."""
     return np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
@@ -29,13 +30,14 @@ def draw_grid(
     columns: Sequence[str] = (),
     row_names: Sequence[str] = (),
     row_title: str = "draw",
+    column_title: str = "class",
 ) -> None:
-    """Write a grid of images, one class a column, as PNG.
+    """Write a grid of images as PNG, one condition per column.
 
     Args:
       images: n h w c in [-1, 1], row after row; of latents the first channel is shown.
-      columns, row_names: what stands at the axes; numbers from 0 where empty.
-      row_title: what the rows are.
+      columns, row_names: labels of columns and rows; if empty, numbers from 0.
+      row_title, column_title: titles of the rows and the columns.
     """
     across = len(images) // rows
     sheet, (height, width) = _sheet(images, rows)
@@ -54,7 +56,7 @@ def draw_grid(
     end = top + sheet.height
     middle = left + sheet.width / 2
     draw.text((full / 2, top / 2), title, "black", letters, anchor="mm")
-    draw.text((middle, end + _LETTERS + 3 * _SPACE), "class", "black", letters, anchor="mt")
+    draw.text((middle, end + _LETTERS + 3 * _SPACE), column_title, "black", letters, anchor="mt")
     for index, name in enumerate(names[0]):
         at = (left + (index + 0.5) * width, end + _SPACE)
         draw.text(at, _cut(name, across_font, width), "black", across_font, anchor="mt")
@@ -68,8 +70,14 @@ def draw_grid(
         page.save(temporary, format="png")
 
 
+def column_title(condition: Condition) -> str:
+    """Return what the columns of a condition's grid are."""
+    words = {"label": "class", "prompts": "prompt", "scalars": "numbers"}
+    return " and ".join(words.get(name, name) for name in sorted(condition.gives))
+
+
 def _sheet(images: np.ndarray, rows: int) -> tuple[Image.Image, tuple[float, float]]:
-    """Return the images side by side, enlarged by a whole number, and the pitch of rows and columns."""
+    """Return the images side by side, enlarged by an integer factor, and the spacing of rows and columns."""
     pixels = to_uint8(images if images.shape[-1] in (1, 3) else images[..., :1])
     gap = max(1, pixels.shape[1] // 16)
     pixels = np.pad(pixels, ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=255)
@@ -83,7 +91,7 @@ def _sheet(images: np.ndarray, rows: int) -> tuple[Image.Image, tuple[float, flo
 
 
 def _fitting(names: Sequence[str], room: float | None) -> Font:
-    """Return letters of a size at which every name has room, down to the smallest."""
+    """Return the largest font in which every name fits, or the smallest font."""
     for size in range(_LETTERS, _SMALLEST - 1, -1):
         font = ImageFont.load_default(size)
         if room is None or max(font.getlength(name) for name in names) <= room - 2:
@@ -92,14 +100,14 @@ def _fitting(names: Sequence[str], room: float | None) -> Font:
 
 
 def _cut(name: str, font: Font, room: float) -> str:
-    """Return as much of a name as there is room for."""
+    """Return the name, shortened to fit."""
     while name and font.getlength(name) > room - 2:
         name = name[:-1]
     return name
 
 
 def _upright(text: str, font: Font) -> Image.Image:
-    """Return text that runs from below to above."""
+    """Return text that runs from bottom to top."""
     tile = Image.new("RGB", (round(font.getlength(text)) + 2, _LETTERS + 5), "white")
     ImageDraw.Draw(tile).text((1, tile.height / 2), text, "black", font, anchor="lm")
     return tile.rotate(90, expand=True)

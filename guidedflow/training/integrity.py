@@ -1,4 +1,4 @@
-"""Folders written whole: a manifest of checksums, a rename to commit, a name for bad ones."""
+"""Folders that are complete or absent: a manifest of checksums, and a rename to commit."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def _manifest_text(folder: Path) -> str:
 
 
 def commit(staging: Path, final: Path) -> None:
-    """Write the manifest of `staging` and rename it to `final`: from then on it is whole."""
+    """Write the manifest of `staging` and rename the folder to `final`, which is then complete."""
     (staging / MANIFEST).write_text(_manifest_text(staging))
     staging.rename(final)
 
@@ -34,8 +34,8 @@ def commit(staging: Path, final: Path) -> None:
 def damage(folder: Path) -> str | None:
     """Return what is wrong with a committed folder, or None.
 
-    Every file's size and CRC-32 is compared with the manifest, and the manifest's text with what
-    it would be if written now, so that a changed bit shows wherever it is.
+    The size and CRC-32 of every file are compared with the manifest. The manifest's text is compared
+    with the text that would be written now. A changed bit is therefore found in any file.
     """
     manifest = folder / MANIFEST
     try:
@@ -60,7 +60,7 @@ def damage(folder: Path) -> str | None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a bad folder out of the way, never deleting it; return its new name."""
+    """Rename a damaged folder without deleting it, and return its new path."""
     number = 1
     while (aside := folder.with_name(f"{folder.name}.damaged-{number}")).exists():
         number += 1
@@ -68,7 +68,7 @@ def set_aside(folder: Path) -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder; a kill half-way leaves nothing that could be taken for a whole one."""
+    """Delete a folder; after a kill half-way the rest does not count as a complete folder."""
     doomed = folder.with_name(f".deleting-{folder.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)

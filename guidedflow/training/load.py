@@ -17,8 +17,10 @@ from guidedflow.target import Target, attached
 from guidedflow.training import config as configs
 from guidedflow.training import registries, state, workdir
 from guidedflow.training.checkpoint import restore
+from guidedflow.training.config_check import check
 from guidedflow.training.tasks import TASKS
 from guidedflow.training.tasks.task import network_inputs
+from guidedflow.training.telling import told
 
 
 def load_bundle(
@@ -42,7 +44,7 @@ def load_bundle(
     """
     target = target or attached()
     config = configs.from_resolved(workdir.read_config(folder))
-    configs.check(config)
+    check(config)
     task = choose("task", config.task, TASKS)
     takes_scale = task.takes_scale(config)
     image_shape, condition, decoder = _learned_from(folder, config)
@@ -101,6 +103,7 @@ def _learned_from(
             image_size=section.image_size,
             data_dir=section.data_dir or None,
         )
+        dataset, _ = told(config, dataset, None)
         return dataset.image_shape, dataset.condition, dataset.decoder
     height, width, channels = facts["image_shape"]
     decoder = None

@@ -1,8 +1,8 @@
-"""The loop: joins batches, the compiled step, checkpoints and everything that watches."""
+"""The training loop: batches, the compiled step, checkpoints, logs and sample grids."""
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,62 +17,62 @@ from ml_collections import ConfigDict
 
 from guidedflow import data
 from guidedflow.training import config as configs
-from guidedflow.training import grids, metrics, parallel, plots, processes, throughput, workdir
+from guidedflow.training import grids, metrics, plots, processes, throughput, workdir
 from guidedflow.training.batches import HeldOut, Numbered
 from guidedflow.training.build import Setup, build
-from guidedflow.training.checkpoint import Checkpointer, Keep, Record, restore, steps_in
+from guidedflow.training.checkpoint import Checkpointer, Keep, steps_in
+from guidedflow.training.options import Start
 from guidedflow.training.preemption import StopRequests
+from guidedflow.training.start import (
+    changes,
+    check_override,
+    settled_for,
+    start_state,
+    warm_parameters,
+    write_history,
+)
 from guidedflow.training.state import TrainState, state_bytes
+from guidedflow.training.warm_start import Parameters
 
-# Steps whose results may be under way at once: enough that no device waits for Python, and few
-# enough that virtual CPU devices, which share one thread pool, cannot starve each other.
+# Number of steps that may run at once. It is large enough that no device waits for Python, and small
+# enough that virtual CPU devices, which share one thread pool, do not block each other.
 IN_FLIGHT = 2
 
 
 @dataclass
 class Outcome:
-    """How a run ended: its state, and whether it was stopped before its last step."""
+    """The result of a run: its state, and whether it was stopped before its last step."""
 
     state: TrainState
     stopped: bool
 
 
-def start_state(
-    setup: Setup, folder: Path, resume: bool, say: Callable[[str], None]
-) -> tuple[TrainState, Record | None]:
-    """Return a fresh state, or the newest good checkpoint's.
-
-    Raises:
-      ValueError: the folder holds checkpoints and `resume` is off; or as `restore` has it.
-    """
-    abstract = parallel.abstract_state(setup.init, setup.strategy)
-    if steps_in(folder):
-        if not resume:
-            raise ValueError(
-                f"{folder.parent} already holds a run at step {steps_in(folder)[-1]}; "
-                "add --resume to go on with it, or take another workdir"
-            )
-        state_and_record = restore(folder, abstract, setup.identity, repair=True, say=say)
-        if state_and_record is not None:
-            return state_and_record
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(setup.init, out_shardings=places)(jax.random.key(setup.config.seed)), None
-
-
 class Run:
     """One run in a workdir, from its first or a resumed step to its last."""
 
-    def __init__(self, setup: Setup, folder: Path, resume: bool, display: bool = True) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        folder: Path,
+        start: Start,
+        warm: Parameters | None = None,
+        display: bool = True,
+    ) -> None:
         self.setup, self.folder, self.config = setup, folder, setup.config
         self.lead = processes.is_lead()
         say = print if self.lead and display else (lambda line: None)
         checkpoints = workdir.checkpoints(folder)
-        self.state, record = start_state(setup, checkpoints, resume, say)
+        self.state, record = start_state(
+            setup, checkpoints, start.resume, say, start.override, warm
+        )
         self.step = record.step if record else 0
         self.pending: metrics.Pending = list(record.pending) if record else []
         self.rated: dict[str, float] = dict(record.metrics) if record else {}
         if record:
             say(f"resumed from step {self.step}")
+        changed = changes(setup, start, record)
+        if changed and self.lead:
+            say(write_history(folder, self.step, changed))
         options = self.config.checkpoint
         self.checkpointer = Checkpointer(
             checkpoints,
@@ -88,12 +88,14 @@ class Run:
         self.in_flight: deque[dict[str, Array]] = deque()
         self.held_out = HeldOut(setup) if setup.held_out and self.config.held_out.every else None
         shows = self.config.sample.every and setup.task.output == "field"
-        self.sampler = plots.make_sampler(setup) if shows else None
+        shown = plots.shown(setup) if shows else None
+        self.sampler = plots.make_sampler(setup, shown) if shows else None
+        self.columns = setup.parts.condition.say(shown) if shows else []
 
     def _open_sinks(self) -> list[metrics.Sink]:
         log, start = self.config.log, self.step
         online: list[metrics.Sink] = []
-        if log.wandb:  # first, since it may not be installed, and then no file is open yet
+        if log.wandb:  # first: if it is not installed, no other file is open yet
             resolved = configs.resolved(self.config)
             online.append(metrics.WeightsAndBiases(log.wandb, self.folder, resolved))
         sinks: list[metrics.Sink] = [metrics.JsonLines(self.folder / "metrics.jsonl", start)]
@@ -102,7 +104,7 @@ class Run:
         return sinks + online
 
     def fit(self) -> Outcome:
-        """Train to the last step, or to the one after which a stop was asked for.
+        """Train to the last step, or to the step at which a stop was requested.
 
         Raises:
           FloatingPointError: a loss or gradient was not finite and the config says to stop.
@@ -134,7 +136,7 @@ class Run:
         return Outcome(self.state, False)
 
     def _finish(self) -> None:
-        """Wait for the last save; no process leaves before process 0 has committed it."""
+        """Wait for the last save; no process ends before process 0 has committed it."""
         self.checkpointer.wait()
         processes.barrier("the run has ended")
 
@@ -167,7 +169,7 @@ class Run:
 
     def _make_meter(self, batches: data.Prefetch) -> throughput.Meter:
         flops = peak = 0.0
-        if self.lead:  # the only one that writes clocks
+        if self.lead:  # only the lead process writes the throughput
             target = self.setup.target
             flops = self.setup.flops() / target.count
             dtype = getattr(self.setup.network, "dtype", jnp.float32)
@@ -177,7 +179,7 @@ class Run:
         return meter
 
     def _after_step(self, numbers: dict[str, Array], batches: data.Prefetch) -> None:
-        """Count the step, and do what is due at it: log, evaluate, sample, save, in this order."""
+        """Count the step, then log, evaluate, sample and save if due, in this order."""
         self.step += 1
         self.meter.count()
         self.display.advance()
@@ -204,14 +206,14 @@ class Run:
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
-        """Leave what runs inside out of the training rate."""
+        """Exclude the time of the block from the training rate."""
         began = time.perf_counter()
         yield
         self.meter.pause(began)
 
     @contextmanager
     def _profiled(self, step: int) -> Iterator[None]:
-        """Trace the steps that the config asks for."""
+        """Profile the steps that the config selects."""
         first, count = self.config.log.profile
         if count and step == first:
             jax.profiler.start_trace(str(self.folder / "profile"))
@@ -223,9 +225,9 @@ class Run:
             self.display.say(f"profiler trace of {count} steps in {self.folder / 'profile'}")
 
     def _collect(self) -> None:
-        """Bring the oldest metrics under way to the host, waiting for that step."""
+        """Copy the oldest pending metrics to the host; this waits for their step."""
         numbers = self.in_flight.popleft()
-        # A tenth of what `jax.device_get` costs, and this is done at every step.
+        # This runs at every step and costs a tenth of `jax.device_get`.
         self.pending.append({name: float(np.asarray(value)) for name, value in numbers.items()})
         step = self.step - len(self.in_flight)
         if not self.pending[-1]["finite"] and self.config.nonfinite == "stop":
@@ -257,7 +259,7 @@ class Run:
         self.display.record(self.step, {**record, **clocks})
 
     def _draw(self) -> None:
-        """Write what there is to look at: samples, or a classifier's accuracy, and the loss."""
+        """Write the images of the run: samples or a classifier's accuracy, and the loss curve."""
         key = jax.random.key(self.config.seed)
         images = self.sampler(self.state.ema, key) if self.sampler else None
         if not self.lead:
@@ -269,7 +271,14 @@ class Run:
             title = f"step {self.step}, w = {options.scale:g}, Heun, {options.steps} steps"
             path = folder / f"{self.step:08d}.png"
             drawn = self.setup.dataset.images(np.asarray(images))
-            grids.draw_grid(drawn, options.rows, title, path)
+            grids.draw_grid(
+                drawn,
+                options.rows,
+                title,
+                path,
+                columns=self.columns,
+                column_title=grids.column_title(self.setup.parts.condition),
+            )
         else:
             plots.draw_accuracies(records, self.folder / "accuracy.png")
         plots.draw_loss(records, self.folder / "loss.png")
@@ -284,26 +293,39 @@ class Run:
 
 
 def _due(step: int, last: int, every: int) -> bool:
-    """Whether something with this period is due at a step; everything is at the last one."""
+    """Whether something with this period is due at a step; at the last step everything is due."""
     return bool(every) and (step % every == 0 or step == last)
 
 
 def train(
-    config: ConfigDict, folder: Path, *, resume: bool = False, display: bool = True
+    config: ConfigDict,
+    folder: Path,
+    *,
+    resume: bool = False,
+    start: Start | None = None,
+    display: bool = True,
 ) -> Outcome:
-    """Train what a config describes in a workdir.
+    """Train the run of a config in a workdir.
 
+    Args:
+      resume: go on from the newest checkpoint; short for `start=Start(resume=True)`.
+      start: how the run begins.
     Raises:
-      ValueError: the config, the workdir or its checkpoints do not allow it.
+      ValueError: the config is invalid, or the workdir or its checkpoints do not match it.
       FloatingPointError: a loss was not finite.
       SaveError: a checkpoint could not be written.
     """
-    setup = build(config)  # first, so that a config that is no good leaves nothing behind
+    start = start or Start(resume=resume)
+    # First, so that what is no good leaves nothing behind.
+    setup = build(settled_for(config, folder, start.resume))
+    check_override(start.override, setup.identity)
+    say = print if processes.is_lead() and display else (lambda line: None)
+    warm = warm_parameters(setup, folder, start, say)
     with ExitStack() as stack:
         if processes.is_lead():
             stack.enter_context(workdir.locked(folder))
-        run = Run(setup, folder, resume, display)
+        run = Run(setup, folder, start, warm, display)
         if processes.is_lead():
-            workdir.write_config(folder, configs.resolved(config))
+            workdir.write_config(folder, configs.resolved(setup.config))
             workdir.write_examples(folder, setup.dataset)
         return run.fit()

@@ -1,4 +1,4 @@
-"""What a run writes down: JSON lines, TensorBoard, Weights & Biases, and a line or bar to look at."""
+"""The logs of a run: JSON lines, TensorBoard, Weights & Biases, and a progress line or bar."""
 
 import json
 import sys
@@ -30,27 +30,27 @@ def summarize(pending: Pending) -> dict[str, float]:
 
 
 class Sink(Protocol):
-    """Something that takes records."""
+    """A log that takes records."""
 
     def write(self, step: int, record: Mapping[str, float]) -> None:
         """Take the numbers of one step."""
 
     def close(self) -> None:
-        """Flush and let go."""
+        """Flush and close."""
 
 
 class JsonLines:
-    """One JSON object a line, each starting with its step.
+    """One JSON object per line, beginning with its step.
 
-    When a run goes on from `start`, lines of later steps are cut off first: they are computed
-    again, to the same numbers.
+    When a run resumes from `start`, lines of later steps are removed first; the run computes these
+    steps again and gets the same numbers.
     """
 
     def __init__(self, path: Path, start: int) -> None:
         kept = []
         if path.exists():
             for line in path.read_text().splitlines(keepends=True):
-                # A kill in the middle of a write leaves half a line at the end, and nothing after.
+                # A kill during a write leaves an incomplete last line.
                 if not line.endswith("\n") or json.loads(line)["step"] > start:
                     break
                 kept.append(line)
@@ -64,12 +64,12 @@ class JsonLines:
             self._file.flush()
 
     def close(self) -> None:
-        with naming(self._path):  # a line that found no room is tried again
+        with naming(self._path):  # on a full disk, closing tries to write the last line again
             self._file.close()
 
 
 class TensorBoard:
-    """Event files; what an earlier run wrote beyond `start` is marked as void."""
+    """Event files; events of an earlier run after `start` are marked as invalid."""
 
     def __init__(self, folder: Path, start: int) -> None:
         self._writer = SummaryWriter(str(folder), purge_step=start + 1)
@@ -87,7 +87,7 @@ class WeightsAndBiases:
 
     def __init__(self, project: str, workdir: Path, config: dict[str, Any]) -> None:
         try:
-            import wandb  # an extra: most runs do not want it
+            import wandb  # an optional extra, which most runs do not use
         except ImportError:
             raise ValueError("config.log.wandb is set: pip install 'guidedflow[wandb]'") from None
         name = workdir.resolve().name
@@ -101,12 +101,12 @@ class WeightsAndBiases:
 
 
 def read(path: Path) -> list[dict[str, float]]:
-    """Return the records of a JSON-lines file, none where it does not exist."""
+    """Return the records of a JSON-lines file; an empty list if it does not exist."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class Display:
-    """A progress bar on a terminal, plain lines elsewhere, nothing where `quiet`."""
+    """A progress bar on a terminal, plain lines elsewhere, nothing if `quiet`."""
 
     def __init__(self, start: int, steps: int, quiet: bool) -> None:
         self._steps, self._quiet = steps, quiet
@@ -142,6 +142,6 @@ class Display:
             print(line, flush=True)
 
     def close(self) -> None:
-        """Leave the bar standing."""
+        """Close the bar and leave it on the screen."""
         if self._bar is not None:
             self._bar.close()

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: grids of samples at a fixed seed, and the loss curve."""
+"""The images that a run writes while it trains: grids of samples at a fixed seed, and the loss curve."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,36 +14,62 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
+from guidedflow.bundle import encoded
+from guidedflow.conditions import entries
 from guidedflow.files import replacing
 from guidedflow.samplers import draw_noise, sample_ode, start
 from guidedflow.times import uniform_grid
 from guidedflow.training.build import Setup
 from guidedflow.training.tasks.classifier import ACCURACY
+from guidedflow.types import Cond
 
 Sampler = Callable[[PyTree, Key[Array, ""]], Array]
 
+MOST_CLASSES = 16
+"""Columns of a grid where the config does not say how many."""
 
-def make_sampler(setup: Setup) -> Sampler:
-    """Return (params, key) -> images of the fixed labels, compiled over all devices.
 
-    Example i draws from fold_in(key, i), so a grid shows the same noise all through training.
-    Every process calls it at the same steps.
+def shown(setup: Setup) -> Cond:
+    """Return the conditions that grids show all through training, one a column.
+
+    The config's prompts, everything that can be asked for up to a number, or what the first examples
+    are told.
+    """
+    options, condition = setup.config.sample, setup.parts.condition
+    if options.prompts:
+        return condition.parse(entries(condition, "prompts", options.prompts))
+    most = options.classes or MOST_CLASSES
+    if condition.every():
+        return condition.parse(condition.every()[:most])
+    return condition.from_batch(setup.dataset.take(min(most, len(setup.dataset))))
+
+
+def make_sampler(setup: Setup, cond: Cond | None = None) -> Sampler:
+    """Return (params, key) -> images of fixed conditions, row after row, compiled over all devices.
+
+    Example i draws from fold_in(key, i), so all grids of a run start from the same noise.
+    All processes call it at the same steps.
+
+    Args:
+      cond: one per column; by default what `shown` gives.
     """
     options, mesh = setup.config.sample, setup.strategy.mesh
-    condition = setup.parts.condition
-    asked = condition.every()[: options.classes] * options.rows
+    cond = shown(setup) if cond is None else cond
+    columns = len(jax.tree.leaves(cond)[0])
+    asked = columns * options.rows
     # Padded to a multiple of the devices, so that each of them takes its share.
-    count = -(-len(asked) // mesh.size) * mesh.size
-    cond = condition.parse([asked[i % len(asked)] for i in range(count)])
+    count = -(-asked // mesh.size) * mesh.size
     ts = jnp.asarray(uniform_grid(options.steps))
     shared = NamedSharding(mesh, P(mesh.axis_names))
 
     def sample(params: PyTree, key: Array) -> Array:
-        guided = setup.guided(params, options.scale)
+        each, null = encoded(setup.network, params, cond, setup.parts.condition.null())
+        every = jax.tree.map(lambda leaf: leaf[np.arange(count) % columns], each)
+        guided = setup.guided(params, options.scale, null)
         noise = draw_noise(key, (count, *setup.dataset.image_shape))
         noise = jax.lax.with_sharding_constraint(noise, shared)
         noise = start(setup.path, noise, ts)
-        return sample_ode(guided, noise, ts, cond)[: len(asked)]
+        return sample_ode(guided, noise, ts, every)[:asked]
 
     return jax.jit(sample, out_shardings=NamedSharding(mesh, P()))
 
@@ -70,7 +96,7 @@ def draw_loss(records: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("mean loss of an example")
     axes.set_yscale("log")
-    # A loss spans less than two decades, where powers of ten alone would label one tick or none.
+    # A loss spans less than two decades; labels only at powers of ten would give one tick or none.
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 4, 6)))
     axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -81,9 +107,9 @@ def draw_loss(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_accuracies(records: list[dict[str, Any]], path: Path) -> None:
-    """Write a classifier's held-out accuracy over the time, earlier steps paler, as PNG.
+    """Write a classifier's held-out accuracy over t as PNG; earlier steps are paler.
 
-    Nothing where no record holds one.
+    If no record has an accuracy, nothing is written.
     """
     measured = [record for record in records if any(name.startswith(ACCURACY) for name in record)]
     if not measured:

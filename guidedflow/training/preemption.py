@@ -1,4 +1,4 @@
-"""Stopping when asked: SIGTERM in one process, or to any process of several."""
+"""Stopping a run on request: by SIGTERM to its process, or to any of its processes."""
 
 import signal
 from types import FrameType, TracebackType
@@ -8,10 +8,10 @@ from jax.experimental import multihost_utils
 
 
 class StopRequests:
-    """Whether the run has been asked to stop, the same answer in every process at a step.
+    """Whether the run was asked to stop; at each step all processes get the same answer.
 
-    A single process catches SIGTERM and SIGINT itself. With several, `jax.distributed` has caught
-    SIGTERM, and its sync point agrees on one step at which all of them save.
+    A single process catches SIGTERM and SIGINT itself. With several processes, `jax.distributed`
+    catches SIGTERM, and by its sync point all processes agree on one step at which they save.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class StopRequests:
         self._asked = True
 
     def at(self, step: int) -> bool:
-        """Return whether to save and end after `step`; every process asks at every step."""
+        """Return whether to save and end after `step`; all processes must call it at every step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked

@@ -1,4 +1,4 @@
-"""Several processes of one job: joining them, waiting for them, and who of them writes."""
+"""Several processes of one job: joining, waiting, and choosing the process that writes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# Seconds until the others notice that a process has gone, and give up waiting for it at the end.
+# Seconds until the other processes notice that a process has died, and stop waiting for it at the end.
 PATIENCE = 30
 
 
@@ -19,14 +19,14 @@ def join(
     cluster: bool = False,
     saves: bool = True,
 ) -> None:
-    """Initialise JAX's distributed runtime, where it is asked for and not done yet.
+    """Initialise JAX's distributed runtime, if it is requested and not yet initialised.
 
     Args:
-      coordinator, process_count, process_index: host:port of process 0, how many there are in all, and
-        which this one is, from 0; all of them or none.
-      cluster: let JAX find out what it can of these.
-      saves: whether SIGTERM asks for a save, which `preemption.StopRequests` waits for; otherwise it
-        ends the process as ever.
+      coordinator, process_count, process_index: host:port of process 0, the number of processes, and
+        the index of this one from 0; give all of them or none.
+      cluster: let JAX detect them from the cluster.
+      saves: whether SIGTERM requests a save, which `preemption.StopRequests` waits for; otherwise it
+        ends the process as usual.
     Raises:
       ValueError: some of the three are missing, or no cluster is found.
     """
@@ -53,12 +53,12 @@ def join(
 
 
 def is_lead() -> bool:
-    """Whether this process is the one that writes files and lines."""
+    """Whether this process is the one that writes files and messages."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Wait until every process has come here, for as long as they live."""
+    """Wait until all processes have reached this point, as long as all are alive."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -71,7 +71,7 @@ def any_of(flag: bool) -> bool:
 
 
 def as_lead_sees(numbers: Sequence[int]) -> list[int]:
-    """Return process 0's numbers: a shared folder may look older from another host."""
+    """Return the numbers of process 0, because another host may see an older state of a shared folder."""
     if jax.process_count() == 1:
         return list(numbers)
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))

@@ -16,7 +16,9 @@ from ml_collections import ConfigDict
 from guidedflow import losses, models, paths, predictions, times
 from guidedflow.conditions import Condition
 from guidedflow.models.kernels import operations_for
+from guidedflow.nn.capabilities import capabilities, check_takes
 from guidedflow.registry import choose, nearest
+from guidedflow.training.config import settled
 from guidedflow.training.step import Schedule
 
 PATHS: Mapping[str, Callable[..., paths.Path]] = {
@@ -93,6 +95,7 @@ def time_draw(section: ConfigDict) -> times.Draw:
     return partial(draw, **bound)
 
 
+_TEXT_FIELDS = ("vocabulary", "end", "positions")
 _NOT_FIELDS = ("preset", "dtype", "attention", "kernels")
 
 
@@ -111,34 +114,56 @@ def network_for(
     Args:
       scalars: numbers that it takes beside the condition, as ("scale",).
       platform, devices, mesh: that it is for, see `nn.operations.XLA`.
+    Returns:
+      the network; with a text encoder, where it takes features of text and the condition gives prompts.
+    Raises:
+      ValueError: fields that do not fit, or a condition that the network cannot be told.
     """
     section = config.network
+    own = models.fields_of(section.preset)
     fields = {
-        key: value for key, value in section.items() if key not in _NOT_FIELDS and value is not None
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in section.items()
+        if key not in _NOT_FIELDS and value is not None
     }
-    if "operations" in models.fields_of(section.preset):
+    if "operations" in own:
         fields["operations"] = operations_for(
             section.kernels or "xla", section.attention or "auto", platform, devices, mesh
         )
-    fields.update(condition.network_fields())
+    if "label" not in condition.gives and "num_classes" in own:
+        fields["num_classes"] = None
+    told = condition.network_fields()
+    # What the network has no field for belongs to the encoder of its prompts.
+    of_text = {name: told.pop(name) for name in _TEXT_FIELDS if name in told and name not in own}
+    fields.update(told)
+    if of_text and "token_width" in own:
+        fields.setdefault("token_width", config.text.width)
     if scalars:
-        fields["scalars"] = scalars
+        fields["scalars"] = (*fields.get("scalars", ()), *scalars)
     height, width, channels = image_shape
     dtype = section.dtype
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
-    return models.create(
+    network = models.create(
         section.preset,
         image_size=(height, width),
         channels=channels,
         dtype=jnp.dtype(dtype),
         **fields,
     )
+    if of_text and capabilities(network).takes & {"tokens", "vector"}:
+        encoder = models.TextEncoder(**of_text, **config.text, dtype=jnp.dtype(dtype))
+        network = models.TextConditioned(network, encoder)
+    check_takes(network, condition.gives)
+    return network
 
 
 def learning_rate_schedule(config: ConfigDict) -> Schedule:
-    """Linear growth over `warm_up` steps, then cosine to `final` of the peak, or constant."""
-    options = config.optimizer
+    """Linear growth over `warm_up` steps, then cosine to `final` of the peak, or constant.
+
+    The cosine ends at `decay_steps`; from there on the rate stays at `final` of the peak.
+    """
+    options = settled(config).optimizer
     peak = options.learning_rate
     if options.schedule == "constant":
         if not options.warm_up:
@@ -148,7 +173,7 @@ def learning_rate_schedule(config: ConfigDict) -> Schedule:
         0.0 if options.warm_up else peak,
         peak,
         options.warm_up,
-        max(config.steps, options.warm_up + 1),
+        max(options.decay_steps, options.warm_up + 1),
         peak * options.final,
     )
 

@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and an integer fingerprint of it."""
+"""The training state, and an integer fingerprint of it."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,10 +12,10 @@ from jaxtyping import Array, Int, Key, PyTree, UInt32
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes.
+    """The values that a step changes.
 
     Attributes:
-      step: steps done, an int32 scalar.
+      step: number of steps done, an int32 scalar.
       params: network parameters, float32.
       ema: exponential moving average of `params`.
       opt_state: the optimiser's state.
@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
 
 def create(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the state before the first step; the average starts at the parameters themselves."""
-    # A copy, since a donated state must not hold one buffer twice.
+    # A copy, because a donated state must not contain the same buffer twice.
     ema = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 
@@ -41,7 +41,7 @@ def fresh(
     optimizer: optax.GradientTransformation,
     key: Key[Array, ""],
 ) -> TrainState:
-    """Return the state with fresh parameters for images of this shape and these further inputs."""
+    """Return the state with new parameters for images of this shape and these further inputs."""
     x, t = jnp.zeros((1, *image_shape)), jnp.zeros(1)
     params = network.init(key, x, t, *inputs)["params"]
     return create(params, optimizer)
@@ -54,7 +54,7 @@ def leaf_names(tree: PyTree) -> dict[str, Any]:
 
 
 def _mix(word: UInt32[Array, "*d"]) -> UInt32[Array, "*d"]:
-    """Scramble 32 bits one-to-one (xor-shift and odd multiplications, as murmur3 ends)."""
+    """Mix 32 bits by a bijection (xor-shifts and odd multiplications, the finaliser of murmur3)."""
     word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
     word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
     return word ^ (word >> 16)
@@ -71,7 +71,7 @@ def _words(leaf: Array) -> UInt32[Array, "*d"]:
     return lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
 
 
-@jax.jit  # traced once for all leaves of one shape, which a deep network has many of
+@jax.jit  # traced once per shape; a deep network has many leaves of one shape
 def _hash(leaf: Array) -> UInt32[Array, ""]:
     """h = sum_i mix(word_i ^ mix(i)) mod 2^32: any one changed word changes h."""
     words = _words(leaf)
@@ -87,10 +87,10 @@ def _hashes(leaves: list[Array]) -> list[Array]:
 
 
 def fingerprint(state: PyTree) -> dict[str, int]:
-    """Return one integer per leaf that depends on every bit of it and not on how it is sharded.
+    """Return one integer per leaf that depends on all its bits and not on its sharding.
 
     h = sum_i mix(word_i ^ mix(i)) mod 2^32, with mix a bijection of 32-bit words. Integer sums do
-    not depend on their order, so any number of devices gives the same h; since mix is one-to-one,
+    not depend on their order, so h is the same on any number of devices. Because mix is one-to-one,
     a change of any single word always changes h.
 
     Args:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from guidedflow.training.state import TrainState
 
 Batch: TypeAlias = (
-    Any  # pytree of arrays "b ...", among them "index": the examples' places in the global batch
+    Any  # pytree of arrays "b ...", including "index": the examples' positions in the global batch
 )
 Metrics = dict[str, Array]
 LossFn = Callable[[PyTree, Batch, Key[Array, ""]], Float[Array, "b"]]
@@ -22,13 +22,13 @@ Schedule = Callable[[Array], Array]
 
 
 def ema_schedule(decay: float, warm_up: bool = True) -> Schedule:
-    """Decay of the parameters' moving average at a step.
+    """Decay of the parameters' EMA at a step.
 
-    d(n) = min(decay, (1 + n) / (10 + n)) with warm-up, so that a short run forgets its start;
-    d(n) = decay without.
+    With warm-up, d(n) = min(decay, (1 + n) / (10 + n)), so that even a short run forgets its start;
+    without, d(n) = decay.
 
     Args:
-      decay: in [0, 1); 0 keeps the newest parameters.
+      decay: in [0, 1); with 0 the average is the newest parameters.
       warm_up: whether the decay grows with the step.
     Raises:
       ValueError: decay is outside [0, 1).
@@ -51,14 +51,14 @@ def _split(batch: Batch, parts: int) -> Batch:
                 f"a batch of {leaf.shape[0]} examples a device does not divide into "
                 f"{parts} accumulation steps"
             )
-        # Strided, so that each micro-batch stays spread over all devices of a sharded batch.
+        # Strided, so that each micro-batch of a sharded batch stays spread over all devices.
         return jnp.swapaxes(leaf.reshape(-1, parts, *leaf.shape[1:]), 0, 1)
 
     return jax.tree.map(cut, batch)
 
 
 def _gradient(loss_fn: LossFn, params: PyTree, batch: Batch, key: Array, parts: int):
-    """Mean loss and its gradient, the batch taken in `parts` pieces one after another."""
+    """Mean loss and its gradient, accumulated over `parts` micro-batches."""
 
     def share_of_mean(params: PyTree, piece: Batch) -> Array:
         return jnp.mean(loss_fn(params, piece, key)) / parts
@@ -87,23 +87,23 @@ def make_step(
     """Build the training step.
 
     params <- params + optimizer(mean gradient),   ema <- d ema + (1 - d) params.
-    A loss or gradient that is not finite leaves params, ema and optimiser state as they were and
-    only the step is counted; a parameter that would overflow stays as it was. So a poisoned update
-    never reaches a checkpoint; whether the run goes on is the loop's affair. Randomness is
-    fold_in(key, step), so a step depends on nothing but the state, the batch and the run's key.
+    If the loss or gradient is not finite, params, ema and optimiser state do not change and only the
+    step is counted. A parameter that would overflow does not change. A non-finite update therefore
+    never reaches a checkpoint. The training loop decides whether the run goes on. Random numbers come
+    from fold_in(key, step), so a step depends only on the state, the batch and the run's key.
 
     Args:
-      loss_fn: (params, batch, key) to one loss per example; draws for example i must depend on
-        the key and `batch["index"]` alone, then the number of devices changes nothing.
+      loss_fn: (params, batch, key) to one loss per example. Draws for example i must depend only on
+        the key and `batch["index"]`; then the result does not depend on the number of devices.
       optimizer: optax transformation.
       ema_decay: step to decay d in [0, 1).
       learning_rate: step to learning rate, for the metrics only.
-      accumulate: micro-batches a step; memory goes down with it, the result stays.
+      accumulate: micro-batches per step; more need less memory and give the same result.
       axis_name: name of the mapped axis to average over, under `pmap` only.
       in_turn: update one leaf after another, which saves memory on a CPU.
     Returns:
       the step; its metrics are float32 scalars `loss`, `grad_norm`, `param_norm`,
-      `learning_rate` and `finite` (1, or 0 if any of these was not).
+      `learning_rate` and `finite` (1, or 0 if any of these was not finite).
     Raises:
       ValueError: accumulate is not positive.
     """
@@ -116,8 +116,8 @@ def make_step(
         loss, grads = average(_gradient(loss_fn, state.params, batch, step_key, accumulate))
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        # A branch and not a choice after the fact: XLA's CPU compiler then writes the new state over
-        # the old one, in less than half the time.
+        # With `cond` instead of `where`, XLA's CPU compiler writes the new state over the old state,
+        # in less than half the time.
         update = partial(_updated, optimizer, ema_decay, in_turn)
         kept, param_norm = lax.cond(finite, update, _unchanged, state, grads)
 
@@ -145,7 +145,7 @@ def _updated(
 ) -> tuple[Kept, Array]:
     """Return parameters, average and optimiser state after the update, and the parameters' norm.
 
-    A parameter that overflows stays as it was, and the norm, not finite then, tells.
+    A parameter that overflows does not change; the norm is then not finite.
     """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params, param_norm = _moved(state.params, updates, in_turn)
@@ -155,13 +155,13 @@ def _updated(
 
 
 def _moved(params: PyTree, updates: PyTree, in_turn: bool) -> tuple[PyTree, Array]:
-    """Return the parameters after the updates, with the old one for each that overflows, and the
-    norm that they would have without that exception."""
+    """Return the updated parameters and their norm. A parameter that overflows keeps its old value,
+    but the norm is that of the overflowed value."""
     leaves, tree = jax.tree.flatten(params)
     squares, kept = jnp.zeros(()), []
     for old, update in zip(leaves, jax.tree.leaves(updates), strict=True):
-        # Squares are never negative: this makes a leaf wait for the one before. XLA's CPU compiler
-        # else moves every leaf before it takes any norm, beside the old ones: memory of another model.
+        # Squares are never negative, so this only makes a leaf wait for the one before. Otherwise XLA's
+        # CPU compiler updates all leaves before it takes any norm, which needs memory for another model.
         start = jnp.where(squares < 0, jnp.zeros_like(old), old) if in_turn else old
         new = optax.apply_updates(start, update)
         squares += jnp.sum(new * new)

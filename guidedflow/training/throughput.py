@@ -1,4 +1,4 @@
-"""How fast a run goes: steps and images a second, input wait, FLOP utilisation, memory."""
+"""Speed of a run: steps and images per second, input wait, FLOP utilisation, memory."""
 
 import time
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 def matmul_peak(dtype: Any, platform: str, size: int = 0, seconds: float = 0.2) -> float:
-    """Measured FLOP/s of square matrix products on one device: what utilisation is relative to.
+    """Measure the FLOP/s of square matmuls on one device, to which utilisation is relative.
 
     Args:
       dtype: of the operands; the network's compute dtype.
@@ -29,20 +29,20 @@ def matmul_peak(dtype: Any, platform: str, size: int = 0, seconds: float = 0.2) 
 
 
 def memory(device: jax.Device) -> dict[str, float]:
-    """Return bytes in use and at their peak on a device, where it counts them."""
+    """Return the bytes in use and their peak on a device, if it counts them."""
     stats = device.memory_stats() or {}
     names = {"bytes_in_use": "memory_bytes", "peak_bytes_in_use": "memory_peak_bytes"}
     return {ours: float(stats[theirs]) for theirs, ours in names.items() if theirs in stats}
 
 
 class Meter:
-    """Turns clocks into numbers, one interval between log lines after another.
+    """Measures throughput over the intervals between log lines.
 
     Args:
-      batch: images a step, over all devices.
+      batch: images per step, over all devices.
       flops: operations of the model in one step on one device; 0 if unknown.
       peak: FLOP/s of one device; 0 leaves utilisation out.
-      device: whose memory is read; None leaves it out.
+      device: the device whose memory is read; None leaves it out.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Meter:
         self.restart(0.0)
 
     def restart(self, waited: float) -> None:
-        """Begin an interval; `waited` is the input's clock, seconds waited since the start."""
+        """Begin an interval; `waited` is the time waited for input since the start, in seconds."""
         self._began, self._waited, self._steps = time.perf_counter(), waited, 0
         self._paused = 0.0
 
@@ -61,7 +61,7 @@ class Meter:
         self._steps += 1
 
     def pause(self, began: float) -> None:
-        """Leave out the time since `began`: samples and evaluation are not training."""
+        """Exclude the time since `began`, because samples and evaluation are not training."""
         self._paused += time.perf_counter() - began
 
     def read(self, waited: float) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 `config.json` the resolved config, `examples.json` what the examples are (and `decoder.npz`, of
 latents), `checkpoints/`, `metrics.jsonl` what a run computes (bit-identical
-for the same run), `throughput.jsonl` what clocks say, `samples/` and `loss.png`, `tensorboard/`.
+for the same run), `throughput.jsonl` what clocks say, `history.jsonl` what was changed on purpose when
+the run was resumed, and what it began with, `samples/` and `loss.png`, `tensorboard/`.
 """
 
 import fcntl
@@ -18,7 +19,7 @@ from guidedflow.conditions import describe
 from guidedflow.data import Dataset
 from guidedflow.files import naming, replacing
 
-EXAMPLES, DECODER = "examples.json", "decoder.npz"
+CONFIG, EXAMPLES, DECODER = "config.json", "examples.json", "decoder.npz"
 _VERSION = 1
 
 
@@ -46,7 +47,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 def write_config(workdir: Path, resolved: dict[str, Any]) -> None:
     """Write the resolved config as JSON."""
-    with replacing(workdir / "config.json") as temporary:
+    with replacing(workdir / CONFIG) as temporary:
         temporary.write_text(json.dumps(resolved, indent=2) + "\n")
 
 
@@ -57,14 +58,14 @@ def read_config(workdir: Path) -> dict[str, Any]:
       ValueError: the folder holds no run.
     """
     try:
-        return json.loads((workdir / "config.json").read_text())
+        return json.loads((workdir / CONFIG).read_text())
     except FileNotFoundError:
         raise ValueError(
-            f"{workdir} holds no run (no config.json); train one with "
+            f"{workdir} holds no run (no {CONFIG}); train one with "
             f"guidedflow train --config=… --workdir={workdir}"
         ) from None
     except ValueError as error:
-        raise ValueError(f"{workdir / 'config.json'} is damaged: {error}") from None
+        raise ValueError(f"{workdir / CONFIG} is damaged: {error}") from None
 
 
 def write_examples(workdir: Path, dataset: Dataset) -> None:

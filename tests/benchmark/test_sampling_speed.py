@@ -12,6 +12,7 @@ import pytest
 from guidedflow import benchmark, models, samplers, times
 from guidedflow.benchmark.workload import image_channels
 from guidedflow.cli import main
+from guidedflow.commands.bench import parser
 
 
 def tiny(**fields):
@@ -129,7 +130,9 @@ def test_the_command_writes_a_table_json_and_a_picture(tmp_path, capsys, monkeyp
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     arguments = ["--preset=tiny", "--batch=2", "--steps=2", "--repeats=1", "--modes=none,vmapped"]
     assert main(["bench", *arguments, "--parts", f"--out={tmp_path}/new"]) == 0
-    out = capsys.readouterr().out
+    out, told = capsys.readouterr()
+    # Of each way a first figure before the next is compiled.
+    assert told.index("none: ") < told.index("steps/s in its first run") < told.index("compiling v")
     assert "vmapped" in out
     assert "whole less the sum" in out
     figures = json.loads((tmp_path / "new" / "bench.json").read_text())
@@ -137,6 +140,10 @@ def test_the_command_writes_a_table_json_and_a_picture(tmp_path, capsys, monkeyp
     for name in ("bench.png", "parts.png"):
         assert (tmp_path / "new" / name).read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "new").iterdir())) == 3
+
+
+def test_two_ways_are_measured_where_none_are_asked_for():
+    assert parser().parse_args(["--preset=tiny"]).modes == "none,vmapped"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Images made smaller by exact means, random convolutions, and real images read a block at a time."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,7 +86,7 @@ def test_real_images_are_read_evenly_and_counted():
 @pytest.mark.parametrize("held_out", [None, levels(60)])
 def test_the_program_judges_with_and_without_held_out_images_and_says_what_it_does(held_out):
     said = []
-    judge = make_judge(SimpleNamespace(dataset=levels(100), held_out=held_out), said.append)
+    judge = make_judge(levels(100), held_out, said.append)
     assert said[0] == "reading 100 training images"
     assert ("comparing with the training images" in " ".join(said)) == (held_out is None)
     assert said[-1].startswith("real: images ")
@@ -95,11 +94,10 @@ def test_the_program_judges_with_and_without_held_out_images_and_says_what_it_do
 
 
 def test_the_program_judges_images_of_one_class():
-    task = SimpleNamespace(dataset=levels(40, classes=1), held_out=None)
-    assert np.isfinite(make_judge(task, lambda line: None).floor.frechet_features)
+    judge = make_judge(levels(40, classes=1), None, lambda line: None)
+    assert np.isfinite(judge.floor.frechet_features)
 
 
 def test_too_few_real_images_are_refused_before_anything_is_sampled():
-    task = SimpleNamespace(dataset=levels(40), held_out=levels(2))
     with pytest.raises(ValueError, match="more than 3 held-out images"):
-        make_judge(task, lambda line: None)
+        make_judge(levels(40), levels(2), lambda line: None)

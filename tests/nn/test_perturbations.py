@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from guidedflow.models import DiT, stack_blocks
-from guidedflow.models.dit import Attention
 from guidedflow.nn.attention import attention
 from guidedflow.nn.operations import XLA
 from guidedflow.nn.perturbations import blur_tokens
+from guidedflow.nn.transformer import Attention
 
 
 def network(**fields):

@@ -42,6 +42,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = configs.defaults()
     config.network.preset, config.network.depth, config.batch = "tiny", 1, 16
+    config.dataset.held_out = "test"
     setup = build(config)
     state = jax.jit(setup.init)(jax.random.key(0))
     moved = jax.tree.map(lambda leaf: leaf + 0.05, state.ema)

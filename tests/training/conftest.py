@@ -37,12 +37,14 @@ def one_layer():
 def tiny_config():
     """Return a config of twelve steps that take no time."""
     config = defaults()
+    config.dataset.held_out = "test"
     config.network.preset = "one layer"
     config.steps, config.batch = 12, 16
     config.optimizer.warm_up = 2
     config.log.every, config.log.tensorboard = 4, False
     config.checkpoint.every = 4
     config.held_out.every = config.sample.every = 0
+    config.sample.classes = 10
     config.parallel.strategy = "data"
     return config
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from guidedflow import data, losses, paths, times
+from guidedflow.conditions import Labels
 from guidedflow.training import config as configs
 from guidedflow.training import registries
 from guidedflow.training.batches import Numbered
@@ -176,3 +177,84 @@ def test_what_is_drawn_while_training_is_guided_by_the_scale(tiny):
     guided = task.guided(params, 3.0)(x, t, label)
     np.testing.assert_allclose(guided, null + 3 * (cond - null), rtol=1e-4, atol=1e-5)
     assert np.abs(guided - cond).max() > 1e-2
+
+
+def test_the_rate_stays_at_its_end_however_long_the_run(tiny):
+    tiny.steps, tiny.optimizer.warm_up, tiny.optimizer.decay_steps = 100, 10, 50
+    rate = registries.learning_rate_schedule(tiny)
+    assert float(rate(30)) == pytest.approx(
+        0.505e-3, rel=1e-3
+    )  # half way down, to 0.01 of the peak
+    assert float(rate(50)) == float(rate(100)) == pytest.approx(1e-5)
+
+
+def test_what_follows_from_the_length_of_a_run_is_settled_once(tiny):
+    tiny.optimizer.warm_up = None
+    short = configs.settled(tiny)
+    assert (short.optimizer.warm_up, short.optimizer.decay_steps) == (0, 12)
+    tiny.steps = 10_000
+    assert configs.settled(tiny).optimizer.warm_up == 500
+    longer = configs.settled(tiny, short)
+    assert (longer.optimizer.warm_up, longer.optimizer.decay_steps) == (0, 12)
+    tiny.steps = 10**6
+    assert configs.settled(tiny).optimizer.warm_up == 1000
+    assert tiny.optimizer.decay_steps is None
+
+
+def test_a_checkpoint_of_before_has_the_end_that_its_run_had():
+    before = {"optimizer.schedule": "cosine", "seed": 0}
+    assert configs.completed(before, {"steps": 7}) == {**before, "optimizer.decay_steps": 7}
+    after = {**before, "optimizer.decay_steps": 5}
+    assert configs.completed(after, {"steps": 7}) == after
+    assert configs.from_resolved({"steps": 7}).optimizer.decay_steps == 7
+
+
+def test_a_network_has_its_own_fields(tiny):
+    """Those of a U-Net stand nowhere in the defaults; unset and set ones make different runs."""
+    tiny.network.preset = "UNet-S"
+    unset = configs.identity(tiny)
+    tiny.network.width, tiny.network.blocks = 8, 1
+    tiny.network.multipliers, tiny.network.attend = [1, 2], ()
+    network = build(tiny).network
+    assert (network.multipliers, network.blocks, network.size) == ((1, 2), 1, (8, 8))
+    assert unset["network.multipliers"] is None
+    assert configs.identity(tiny)["network.multipliers"] == [1, 2]
+    again = configs.from_resolved(configs.resolved(tiny))
+    assert again.network.multipliers == (1, 2)
+
+
+@pytest.mark.parametrize("preset", ["DiT-B/2", "UNet-S"])
+def test_a_preset_takes_the_size_of_the_data(tiny, preset):
+    tiny.network.preset, tiny.network.double_channels = preset, False
+    network = registries.network_for(tiny, (24, 16, 1), Labels(3), (), "cpu")
+    shapes = jax.eval_shape(
+        network.init,
+        jax.random.key(0),
+        jnp.zeros((1, 24, 16, 1)),
+        jnp.zeros(1),
+        jnp.zeros(1, int),
+    )
+    x = jax.ShapeDtypeStruct((2, 24, 16, 1), jnp.float32)
+    t, label = jax.ShapeDtypeStruct((2,), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    assert jax.eval_shape(network.apply, shapes, x, t, label).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("preset", "field", "value", "message"),
+    [
+        ("UNet-S", "multiplers", (1, 2), "UNet-S has no such field .did you mean 'multipliers'"),
+        ("UNet-S", "patch", 2, "config.network.patch: UNet-S has no such field"),
+        ("UNet-S", "image_size", 8, "no such field"),
+        ("UNet-S", "multipliers", "1,2", "multipliers must be of type tuple, got '1,2'"),
+        ("UNet-S", "multipliers", (1, "a"), "must be values of type int"),
+        ("UNet-S", "blocks", 1.5, "blocks must be of type int, got 1.5"),
+        ("UNet-S", "blocks", True, "blocks must be of type int, got True"),
+        ("digits", "blur_sigma", float("nan"), "must be a finite number, got nan"),
+    ],
+)
+def test_fields_that_the_network_does_not_have_are_refused(tiny, preset, field, value, message):
+    tiny.network = configs.defaults().network
+    tiny.network.preset = preset
+    tiny.network[field] = value
+    with pytest.raises(ValueError, match=message):
+        build(tiny)

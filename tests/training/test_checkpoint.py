@@ -13,11 +13,11 @@ import pytest
 
 from guidedflow.target import attached
 from guidedflow.training import checkpoint, integrity, parallel
+from guidedflow.training.agreement import check_identity
 from guidedflow.training.checkpoint import (
     Checkpointer,
     Keep,
     SaveError,
-    check_identity,
     restore,
     steps_in,
 )

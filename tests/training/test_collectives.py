@@ -1,11 +1,14 @@
 """What moves between devices in a compiled program: parameters and their gradients, nothing else."""
 
+import dataclasses
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -42,6 +45,48 @@ NETWORKS = {
 }
 
 
+class Told(nn.Module):
+    """A network that takes tokens and a vector, told each label as two tokens and a vector."""
+
+    image_size: Any
+    channels: int
+    num_classes: int
+    preset: str
+    dtype: Any = jnp.float32
+    operations: Any = None
+
+    @nn.compact
+    def __call__(self, x, t, label):
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        shared = {name: fields[name] for name in ("image_size", "channels", "dtype", "operations")}
+        told = {"num_classes": None, "token_width": 3, "vector_width": 3, **SIZES[self.preset]}
+        network = models.create(self.preset, **shared, **told)
+        vector = jnp.stack([label, 2 * label, 3 * label], axis=1).astype(x.dtype)
+        cond = {
+            "vector": vector,
+            "tokens": jnp.stack([vector, -vector], axis=1),
+            "mask": jnp.stack([label >= 0, label > 2], axis=1),
+        }
+        return network(x, t, cond)
+
+
+# Sizes that nothing of a batch shares.
+SIZES = {
+    "tiny": {"inject": ("cross_attention", "in_context", "adaptive"), "scan_layers": True},
+    "tiny-unet-text": {},
+    "tiny-uvit": {"token_positions": 7},
+}
+NETWORKS |= {f"{name} told tokens": {"preset": f"told {name}"} for name in SIZES}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def told_networks():
+    with pytest.MonkeyPatch.context() as patch:
+        for name in SIZES:
+            patch.setitem(models.PRESETS, f"told {name}", (Told, {"preset": name}))
+        yield
+
+
 @pytest.mark.parametrize("strategy", ["data", "fsdp", "pmap"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_step_moves_parameters_and_gradients_alone(network, strategy):
@@ -57,7 +102,7 @@ def test_a_step_moves_parameters_and_gradients_alone(network, strategy):
     assert any(kind == "all-gather" for kind, _ in found) == (strategy == "fsdp")
     whole = {math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params)}
     # A scanned stack is gathered block by block; a scalar is the loss or a norm.
-    depth = setup.network.depth if network == "scanned" else 1
+    depth = 2 if network in ("scanned", "tiny told tokens") else 1
     parameters = whole | {size // depth for size in whole} | {1}
     assert {math.prod(shape) for _, shape in found} <= parameters
 

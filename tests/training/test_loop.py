@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guidedflow.training import loop, metrics
+from guidedflow.training import loop, metrics, start
 from guidedflow.training.batches import HeldOut
 from guidedflow.training.checkpoint import (
     Checkpointer,
@@ -108,7 +108,7 @@ def test_a_checkpoint_goes_on_under_another_strategy(
     monkeypatch.undo()
     tiny.parallel.strategy = strategy
     task = loop.build(tiny)
-    after, _ = loop.start_state(task, folder / "checkpoints", True, print)
+    after, _ = start.start_state(task, folder / "checkpoints", True, print)
     assert fingerprint(after) == fingerprint(before.state)
     outcome = train(tiny, folder, resume=True, display=False)
     losses = [[r["loss"] for r in metrics.read(tmp_path / n / "metrics.jsonl") if "loss" in r]

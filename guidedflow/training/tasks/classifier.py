@@ -6,6 +6,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from guidedflow.bundle import Apply
+from guidedflow.keys import fold_each
 from guidedflow.training.step import Batch, LossFn
 from guidedflow.training.tasks.task import Parts, Task, draw_time_and_noise, noised
 
@@ -42,7 +43,7 @@ def accuracies(
     The same noise at every time, example i drawing from fold_in(key, i).
     """
     image, label, network = batch["image"], batch["label"], Apply(parts.network)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+    keys = fold_each(key, batch["index"])
     noise = jax.vmap(lambda k: jax.random.normal(k, image.shape[1:]))(keys)
 
     def right(time: Array) -> Float[Array, " b"]:

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from guidedflow import losses, paths, predictions
 from guidedflow.bundle import Bundle
 from guidedflow.conditions import Condition
-from guidedflow.scales import ByNull, TakesScale
+from guidedflow.keys import fold_each
+from guidedflow.scales import ByNull, TakesScale, beside
 from guidedflow.training.registries import time_draw
 from guidedflow.training.step import Batch, LossFn
 from guidedflow.types import Cond
@@ -80,7 +81,7 @@ def network_inputs(task: Task, takes_scale: TakesScale, cond: Cond) -> tuple[Any
     if task.output == "logits":
         return ()
     numbers = {name: jnp.ones(jax.tree.leaves(cond)[0].shape[0]) for name in takes_scale.scalars}
-    return ({"label": cond, **numbers} if numbers else cond,)
+    return (beside(cond, numbers),)
 
 
 def draw_time_and_noise(
@@ -97,16 +98,22 @@ def draw_time_and_noise(
     def draw_both(key_t: Array, key_noise: Array, batch: Batch) -> tuple[Array, Array]:
         image, index = batch["image"], batch["index"]
         t = draw(key_t, batch_size)[index]
-        return t, jax.vmap(lambda k: jax.random.normal(k, image.shape[1:]))(_keys(key_noise, index))
+        return t, jax.vmap(lambda k: jax.random.normal(k, image.shape[1:]))(
+            fold_each(key_noise, index)
+        )
 
     return draw_both
 
 
 def dropped_condition(parts: Parts, key: Array, batch: Batch) -> Cond:
-    """Return the batch's condition, each example's replaced by the null at the config's rate."""
-    cond, null = parts.condition.from_batch(batch), parts.condition.null()
-    coins = _keys(key, batch["index"])
-    return losses.drop_condition(coins, cond, null, parts.config.drop_rate)
+    """Return the batch's condition, each example's replaced by the null at the config's rate.
+
+    The parts of a condition that has parts are dropped alone too, each at its own rate.
+    """
+    condition = parts.condition
+    cond, null = condition.from_batch(batch), condition.null()
+    coins = fold_each(key, batch["index"])
+    return losses.drop_condition(coins, cond, null, parts.config.drop_rate, condition.part_rates)
 
 
 def noised(
@@ -126,8 +133,3 @@ def check_unweighted(config: ConfigDict) -> None:
         raise ValueError(
             f"config.task={config.task!r} takes no weighting, got {config.weighting.name!r}"
         )
-
-
-def _keys(key: Array, index: Array) -> Array:
-    """Return one key an example: fold_in(key, place in the global batch)."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)

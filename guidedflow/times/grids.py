@@ -1,113 +1,22 @@
-"""Times: draws of t to train on, and grids of t to sample on.
+"""Grids of times for sampling: numpy arrays of steps + 1 increasing times, known while a sampler is traced.
 
-A draw is `(key, batch) -> t: b` in [0, 1); bind its parameters with functools.partial. A grid is a
-numpy array of steps + 1 increasing times, known when a sampler is traced; samplers also take a list or
-a tuple of numbers.
+Samplers also take a list or a tuple of numbers as a grid.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from guidedflow.paths import DiscreteBeta, Path, log_snr
+from guidedflow.paths import TINY, DiscreteBeta, Path, log_snr
+from guidedflow.times.draws import shift, time_of_ratio
 from guidedflow.types import check_number, concrete
 
-Draw = Callable[[PRNGKeyArray, int], Float[Array, " b"]]
-Times = TypeVar("Times", Array, np.ndarray)
 Grid = Float[np.ndarray, " steps+1"]
 GridLike = Grid | Float[Array, " n"] | Sequence[float]
-TINY = float(np.finfo(np.float32).tiny)
-# t = 1 itself is never drawn: the velocity of some paths is infinite there.
-LAST = float(np.nextafter(np.float32(1), np.float32(0)))
-
-
-def draw_uniform(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
-    """Draw t evenly in [0, 1)."""
-    return jax.random.uniform(key, (batch,))
-
-
-def draw_stratified(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
-    """Draw one t in each of `batch` equal parts of [0, 1), in random order of the parts.
-
-    t_i = (pi(i) + u_i) / batch.  Low-discrepancy times of Kingma et al. 2021, appendix I.1.
-    """
-    order, inside = jax.random.split(key)
-    parts = jax.random.permutation(order, batch)
-    t = (parts + jax.random.uniform(inside, (batch,))) / batch
-    return jnp.minimum(t, LAST)
-
-
-def draw_logit_normal(
-    key: PRNGKeyArray, batch: int, mean: float = 0.0, std: float = 1.0
-) -> Float[Array, " b"]:
-    """Draw t = sigmoid(mean + std z), z standard normal.  Esser et al. 2024, eq. 19.
-
-    A larger mean gives more times near the data.
-    """
-    check_number("std", std, 0)
-    return jnp.minimum(jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch,))), LAST)
-
-
-def draw_cosmap(key: PRNGKeyArray, batch: int) -> Float[Array, " b"]:
-    """Draw t so that the log-SNR of the linear path is spread as on the trigonometric one.
-
-    t = tan(pi u / 2) / (1 + tan(pi u / 2)).  Esser et al. 2024, eq. 21, written in our time.
-    """
-    u = jax.random.uniform(key, (batch,))
-    sine, cosine = jnp.sin(0.5 * jnp.pi * u), jnp.sin(0.5 * jnp.pi * (1 - u))
-    return jnp.minimum(sine / (sine + cosine), LAST)
-
-
-def draw_log_normal_sigma(
-    key: PRNGKeyArray, batch: int, path: Path, mean: float = -1.2, std: float = 1.2
-) -> Float[Array, " b"]:
-    """Draw t with log(sigma / alpha) normal, cut to what the path reaches.
-
-    log(sigma / alpha) = mean + std z.  Karras et al. 2022, table 1, "noise distribution".
-    """
-    check_number("std", std, 0)
-    ratio = jnp.exp(mean + std * jax.random.normal(key, (batch,)))
-    return jnp.minimum(time_of_ratio(path, ratio), LAST)
-
-
-def shift(t: Times, factor: float) -> Times:
-    """Move times towards the noise end for factor > 1; 1 leaves them.
-
-    s -> factor s / (1 + (factor - 1) s) on s = 1 - t.  Esser et al. 2024, eq. 23, where factor is
-    the square root of the ratio of the numbers of pixels.
-    """
-    check_number("factor", factor, TINY)
-    return t / (t + factor * (1 - t))
-
-
-def draw_shifted(
-    key: PRNGKeyArray, batch: int, draw: Draw = draw_uniform, factor: float = 3.0
-) -> Float[Array, " b"]:
-    """Draw from `draw`, then `shift` by `factor`.  Esser et al. 2024, section 5.3.2."""
-    return jnp.minimum(shift(draw(key, batch), factor), LAST)
-
-
-def time_of_ratio(path: Path, ratio: Array) -> Array:
-    """Return the t at which sigma(t) / alpha(t) = ratio, by bisection; the nearest end beyond it.
-
-    The ratio falls with t on every path, so forty halvings find t to float32's last digit.
-    """
-    ratio = jnp.asarray(ratio, jnp.float32)
-
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = 0.5 * (low + high)
-        noisier = path.sigma(middle) > ratio * path.alpha(middle)
-        return jnp.where(noisier, middle, low), jnp.where(noisier, high, middle)
-
-    ends = jnp.zeros_like(ratio), jnp.ones_like(ratio)
-    low, high = jax.lax.fori_loop(0, 40, halve, ends)
-    reaches_end = path.sigma(jnp.ones_like(ratio)) >= ratio * path.alpha(jnp.ones_like(ratio))
-    return jnp.where(reaches_end, high, 0.5 * (low + high))
 
 
 def _check_steps(steps: int) -> None:
@@ -123,7 +32,7 @@ def _check_interval(low: float, high: float) -> None:
 
 
 def as_grid(ts: GridLike) -> Grid | Float[Array, " n"]:
-    """Return `ts`, a list or tuple of numbers as an array, after `check_grid`.
+    """Check `ts` by `check_grid` and return it; a list or tuple of numbers becomes an array.
 
     Raises:
       ValueError: as `check_grid`.
@@ -145,7 +54,7 @@ def as_grid(ts: GridLike) -> Grid | Float[Array, " n"]:
 def check_grid(ts: Grid | Float[Array, " n"]) -> None:
     """Raise ValueError unless `ts` is a 1-d grid of at least 2 increasing times in [0, 1].
 
-    Values are checked where they are known while tracing; a grid from this module always is.
+    Values are checked if they are known while tracing. Those of a grid from this module always are.
     """
     if isinstance(ts, str | list | tuple) or not hasattr(ts, "shape"):
         raise ValueError(f"ts must be an array of times, got {ts!r}")
@@ -182,10 +91,9 @@ def shifted_grid(steps: int, factor: float = 3.0, low: float = 0.0, high: float 
 
 
 def quadratic_grid(steps: int, low: float = 0.0, high: float = 1.0) -> Grid:
-    """Return a grid whose distance to the data falls with the square: 1 - t_i = (1 - u_i)^2.
+    """Return a grid with 1 - t_i = (1 - u_i)^2 for evenly spaced u_i: smaller steps near the data.
 
-    The quadratic spacing of Song, Meng & Ermon 2021 (DDIM), appendix D.2: smaller steps near the
-    data.
+    The quadratic spacing of Song, Meng & Ermon 2021 (DDIM), appendix D.2.
     """
     u = uniform_grid(steps).astype(np.float64)
     _check_interval(low, high)
@@ -199,21 +107,21 @@ def karras_grid(
     sigma_max: float | None = None,
     rho: float = 7.0,
 ) -> Grid:
-    """Return the grid on which sigma / alpha falls as Karras's, then t = 1: `steps` steps in all.
+    """Return the times at which sigma / alpha has Karras's levels, then t = 1: `steps` steps in all.
 
     sigma_i = (sigma_max^(1/rho) + i / (steps - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho,
     i < steps, and sigma_steps = the path's own end.   Karras et al. 2022, eq. 5.
 
-    Where sigma_min is the path's own end, as on `VarianceExploding`, it is sigma_steps itself, and the
-    levels are spread over `steps` in place of `steps - 1`.
+    If sigma_min is the path's own end, as on `VarianceExploding`, it is sigma_steps itself, and the
+    levels are spread over `steps` instead of `steps - 1` intervals.
 
     Args:
-      sigma_min, sigma_max: the range of sigma / alpha, inside what the path reaches. None is the usual
-        0.002 and 80, or the path's own end where the path does not hold them.
+      sigma_min, sigma_max: the range of sigma / alpha, within the range of the path. None means the
+        usual 0.002 and 80, or the path's own end if the path does not reach these.
       rho: curvature, at least 1.
     Raises:
-      ValueError: steps < 1, not 0 < sigma_min < sigma_max, rho < 1, a range that the path does not
-        reach, or two times of the grid fall together in float32.
+      ValueError: steps < 1, not 0 < sigma_min < sigma_max, rho < 1, the range exceeds that of the
+        path, or two times of the grid are equal in float32.
     """
     _check_steps(steps)
     least, most = _reach(path)
@@ -237,14 +145,14 @@ def karras_grid(
 
 
 def log_snr_grid(steps: int, path: Path, low: float = 1e-3, high: float = 1 - 1e-3) -> Grid:
-    """Return a grid even in log-SNR from t = low to t = high, then t = 1: `steps` steps in all.
+    """Return a grid evenly spaced in log-SNR from low to high, then t = 1: `steps` steps in all.
 
-    Lu et al. 2022 (DPM-Solver), section 3.4. log-SNR is infinite where alpha or sigma is 0, so the
-    ends stay inside.
+    Lu et al. 2022 (DPM-Solver), section 3.4. The log-SNR is infinite where alpha or sigma is 0, so
+    low and high must not be such times.
     """
     _check_steps(steps)
     _check_interval(low, high)
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         ends = [float(log_snr(path, jnp.float32(t))) for t in (low, high)]
     if not np.all(np.isfinite(ends)):
         raise ValueError(f"log-SNR must be finite at low and high, got {ends}; move them inside")
@@ -272,14 +180,14 @@ def leading_grid(steps: int, path: DiscreteBeta, offset: int = 0, drop_last: boo
     """Return `steps` table steps 0, r, 2 r, ... from the data end, and t = 1.
 
     k_i = i floor(K / steps) + offset, K the table's length.  Lin et al. 2024, table 2, "leading":
-    respaced DDPM and DDIM as first published. Never begins at pure noise.
+    respaced DDPM and DDIM as first published. This grid never begins at pure noise.
 
     Args:
       steps: steps of the sampler, at most K.
       path: the table.
       offset: added to every k; 1 in Stable Diffusion.
-      drop_last: leave out the k nearest the data of a spacing with one step more, as diffusers'
-        multistep solvers do.
+      drop_last: make a spacing of one more step and leave out its k nearest to the data, as the
+        multistep solvers of diffusers do.
     Raises:
       ValueError: steps out of range, another kind of path, or k outside the table.
     """
@@ -292,8 +200,8 @@ def leading_grid(steps: int, path: DiscreteBeta, offset: int = 0, drop_last: boo
 def trailing_grid(steps: int, path: DiscreteBeta) -> Grid:
     """Return `steps` table steps K - 1, K - 1 - r, ... from the noise end, and t = 1.
 
-    k_i = round(K - i K / steps) - 1.  Lin et al. 2024, table 2, "trailing": begins at pure noise; on a
-    table that steps divides it is the uniform grid.
+    k_i = round(K - i K / steps) - 1.  Lin et al. 2024, table 2, "trailing": it begins at pure noise. If
+    `steps` divides K, it is the uniform grid.
 
     Raises:
       ValueError: steps outside 1 .. K, or another kind of path.
@@ -304,10 +212,10 @@ def trailing_grid(steps: int, path: DiscreteBeta) -> Grid:
 
 
 def linspace_grid(steps: int, path: DiscreteBeta, drop_last: bool = False) -> Grid:
-    """Return `steps` table steps evenly from K - 1 to 0, both included, rounded, and t = 1.
+    """Return `steps` evenly spaced, rounded table steps from K - 1 to 0, both included, and t = 1.
 
     Lin et al. 2024, table 2, "linspace"; Nichol & Dhariwal 2021, section 4. The last step, from k = 0,
-    is as small as the table's.
+    is as small as a step of the table.
 
     Args:
       steps, path: as for `leading_grid`; a single step is at k = K - 1.
@@ -322,12 +230,12 @@ def linspace_grid(steps: int, path: DiscreteBeta, drop_last: bool = False) -> Gr
 
 
 SLACK = 1e-5
-"""What a float32 ratio may miss the path's own end by and still mean that end."""
+"""Relative difference up to which a float32 ratio counts as the path's own end."""
 
 
 def _reach(path: Path) -> tuple[float, float]:
-    """Return the least and the largest sigma / alpha of the path: at t = 1 and at t = 0."""
-    with jax.ensure_compile_time_eval():
+    """Return the smallest and the largest sigma / alpha of the path: at t = 1 and at t = 0."""
+    with jax.core.eval_context():
         ends = [(float(path.sigma(t)), float(path.alpha(t))) for t in (jnp.ones(()), jnp.zeros(()))]
     least, most = (sigma / alpha if alpha > 0 else np.inf for sigma, alpha in ends)
     return least, most
@@ -335,7 +243,7 @@ def _reach(path: Path) -> tuple[float, float]:
 
 def _grid_at(path: Path, ratios: np.ndarray) -> Grid:
     least, most = _reach(path)
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         times = np.asarray(time_of_ratio(path, jnp.asarray(ratios, jnp.float32)))
     times = np.where(ratios >= most * (1 - SLACK), 0.0, times)
     grid = np.append(times, 1.0).astype(np.float32)
