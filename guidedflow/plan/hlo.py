@@ -209,7 +209,7 @@ def layer_of(op_name: str) -> str:
 
     "jit(step)/transpose(jvp(DiT))/while/body/blocks/mlp/dot_general" is "DiT/blocks/mlp".
     """
-    parts = []
+    parts: list[str] = []
     for part in op_name.split("/")[:-1]:
         while wrapped := _WRAPPER.match(part):
             part = wrapped[1]
