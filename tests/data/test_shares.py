@@ -15,7 +15,8 @@ class Numbered:
 
     def gather(self, indices):
         images = np.broadcast_to(indices[:, None, None, None], (len(indices), 2, 2, 1))
-        return images.astype(np.uint8), (indices // 100).astype(np.int32)
+        label = (indices // 100).astype(np.int32)
+        return {"image": images.astype(np.uint8), "label": label}
 
 
 WHOLE = Dataset(
