@@ -108,6 +108,8 @@ class XLA:
     def __post_init__(self) -> None:
         platform = check_platform(self.platform) if self.platform else attached().platform
         object.__setattr__(self, "platform", platform)
+        if self.mesh is not None and self.mesh.size == 1:
+            object.__setattr__(self, "mesh", None)  # there is nothing to keep in place
         pick(self.attention_backend, platform, jnp.float32)
 
     @property

@@ -211,25 +211,31 @@ def settled(config: ConfigDict, run: ConfigDict | None = None) -> ConfigDict:
 
 def identity(config: ConfigDict) -> dict[str, Any]:
     """Return the fields that must stay as they are for a run to be the same run."""
-    free = tuple(f"{name}." for name in _FREE)
     # A field of the network that is not set differs from one that is.
     unset = dict.fromkeys(f"network.{name}" for name in models.settable(config.network.preset))
     flat = {
         name: value
         for name, value in {**unset, **dict(leaves(config))}.items()
-        if not f"{name}.".startswith(free)
+        if not _is_free(name)
     }
     return json.loads(json.dumps(flat))
 
 
-def completed(identity: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint's identity with what an older version did not write apart.
+def _is_free(name: str) -> bool:
+    """Return whether a field may change when a run is resumed."""
+    return f"{name}.".startswith(tuple(f"{free}." for free in _FREE))
 
-    The cosine ended at the last step before its end was a field.
+
+def completed(identity: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's identity as this version writes it.
+
+    Before the end of the cosine was a field, it was the last step. Fields that an older version held
+    fixed, and that may change now, are left out.
     """
-    if "optimizer.schedule" not in identity:
-        return identity
-    return {"optimizer.decay_steps": resolved["steps"], **identity}
+    fixed = {name: value for name, value in identity.items() if not _is_free(name)}
+    if "optimizer.schedule" not in fixed:
+        return fixed
+    return {"optimizer.decay_steps": resolved["steps"], **fixed}
 
 
 def from_resolved(raw: dict[str, Any]) -> ConfigDict:

@@ -206,6 +206,7 @@ def test_a_checkpoint_of_before_has_the_end_that_its_run_had():
     assert configs.completed(before, {"steps": 7}) == {**before, "optimizer.decay_steps": 7}
     after = {**before, "optimizer.decay_steps": 5}
     assert configs.completed(after, {"steps": 7}) == after
+    assert configs.completed({**after, "dataset.held_out": "test"}, {"steps": 7}) == after
     assert configs.from_resolved({"steps": 7}).optimizer.decay_steps == 7
 
 

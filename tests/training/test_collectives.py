@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
-from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from guidedflow import models, pipelines, predictions
@@ -153,3 +154,9 @@ def test_a_device_holds_its_share_of_the_state(size, devices):
     ]
     held, total = sum(map(math.prod, shards)), sum(leaf.size for leaf in leaves)
     assert held <= 1.05 * total / devices
+
+
+def test_one_device_is_no_mesh():
+    """Its matmuls and convolutions keep the form that is fast on one CPU device."""
+    mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    assert XLA("cpu", mesh=mesh) == XLA("cpu")
