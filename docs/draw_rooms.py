@@ -14,8 +14,9 @@ PROGRAMS, NETWORKS, CORE, BASE = "#f4ead2", "#d9efd6", "#cfe3f6", "#eeeeee"
 # (row, left, right, colour, name, what it holds); the width of the picture is 12.
 ROOMS = (
     (8, 0, 12, PROGRAMS, "cli, commands", "the program: one file a subcommand"),
-    (7, 0, 6, PROGRAMS, "evaluation", "judges and distances"),
-    (7, 6, 12, PROGRAMS, "benchmark", "steps a second, share of the peak"),
+    (7, 0, 4, PROGRAMS, "evaluation", "judges and distances"),
+    (7, 4, 8, PROGRAMS, "plan", "programs for devices that are not there"),
+    (7, 8, 12, PROGRAMS, "benchmark", "steps a second, share of the peak"),
     (
         6,
         0,
