@@ -1,7 +1,7 @@
 """Prompts as numbered byte-pair units, by the `tokenizers` package: `pip install guidedflow[text]`.
 
 Units as CLIP's: every word is a row of bytes, the last one marked as the end of the word, and pairs
-of units are merged in the order in which they were learned (Sennrich et al. 2016, algorithm 1).
+of units are merged in the order in which they were learned (Sennrich et al. 2016).
 """
 
 import dataclasses

@@ -95,7 +95,7 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
     Raises:
       ValueError: the dimensions differ.
     Source: Dowson & Landau 1982, eq. 16; as FID, Heusel et al. 2017, eq. 6; the eigenvalues from the
-      small matrix, Mathiasen & Hvilshøj 2020, section 2.
+      small matrix, Mathiasen & Hvilshøj 2020.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features must have one dimension, got {a.mean.shape} and {b.mean.shape}")
