@@ -32,6 +32,7 @@ from guidedflow.cli import use_compilation_cache
 from guidedflow.config_files import load as load_config
 from guidedflow.training import loop, metrics
 from guidedflow.training.batches import Numbered
+from guidedflow.training.options import Start
 
 ROOT = Path(__file__).parents[1]
 AIMS = {"waiting for input": 0.03, "host overhead": 0.02, "start to first step": 20.0}
@@ -114,7 +115,7 @@ class Empty(loop.Run):
 def own_work(setup: loop.Setup) -> float:
     """Return the seconds of processor time a step that the loop and its input take, without the step."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Empty(setup, Path(folder), resume=False, display=False)
+        run = Empty(setup, Path(folder), Start(), display=False)
         run.fit()
     return run.seconds
 
@@ -135,7 +136,7 @@ def measure(setup: loop.Setup, name: str) -> tuple[float, float]:
     or over all where these are few. The first, in which the input starts, is left out.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run = InTurn(setup, Path(folder), resume=False, display=False)
+        run = InTurn(setup, Path(folder), Start(), display=False)
         run.fit()
         clocks = metrics.read(Path(folder) / "throughput.jsonl")[1:]
     quiet = np.max(run.disturbed[1:], axis=1) < QUIET

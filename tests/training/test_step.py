@@ -86,7 +86,7 @@ def test_the_update_takes_no_memory_of_another_model():
             x = jnp.tanh(x @ kernel)
         return x.sum(1)
 
-    options = {"ema_decay": ema_schedule(0.9), "learning_rate": lambda _: 1e-3}
+    options = {"ema_decay": ema_schedule(0.9), "learning_rate": lambda _: 1e-3, "in_turn": True}
     step = jax.jit(make_step(loss, optimizer, **options), donate_argnums=0)
     batch = {"x": jnp.ones((4, 64))}
     compiled = step.lower(create(params, optimizer), batch, jax.random.key(0)).compile()
