@@ -105,6 +105,10 @@ def test_a_step_moves_parameters_and_gradients_alone(network, strategy):
     # A scanned stack is gathered block by block; a scalar is the loss or a norm.
     depth = 2 if network in ("scanned", "tiny told tokens") else 1
     parameters = whole | {size // depth for size in whole} | {1}
+    if network == "tiny-uvit told tokens":
+        # The gradient of its table of positions is reduced in parts; these are the rows of label and
+        # tokens, 8 of width 16. No activation has that size: each would have a factor of 5.
+        parameters |= {8 * 16}
     assert {math.prod(shape) for _, shape in found} <= parameters
 
 
